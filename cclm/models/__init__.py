@@ -1,0 +1,1 @@
+"""The network itself: plain torch, transformers and timm."""

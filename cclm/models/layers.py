@@ -1,0 +1,158 @@
+"""Transformer blocks of the text encoder and of the fusion: attention, one block for all, embeddings.
+
+Shapes: B texts, L tokens, S states of the context, D width, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# What cross-attention reads: keys, values (B, H, S, D / H) and a mask that broadcasts to (B, H, L, S).
+ProjectedContext = tuple[Tensor, Tensor, Tensor]
+Part = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Geometry that all blocks of a stack share."""
+
+    width: int
+    heads: int
+    intermediate: int
+    dropout: float
+    norm_eps: float
+    pre_norm: bool
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Geometry of the embedding tables."""
+
+    size: int
+    max_positions: int
+    pad_token_id: int
+    position_offset: int
+
+
+class Attention(nn.Module):
+    """Multi-head attention; the keys and values may be projected ahead of time (`project`) and reused."""
+
+    def __init__(self, width: int, heads: int, dropout: float, context_width: int | None = None) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"hidden_size {width} does not divide into num_heads {heads}; choose a multiple")
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(context_width or width, width)
+        self.value = nn.Linear(context_width or width, width)
+        self.out = nn.Linear(width, width)
+
+    def _split(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, L, D / H)
+
+    def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, D / H) of `states` (B, S, D)."""
+        return self._split(self.key(states)), self._split(self.value(states))
+
+    def forward(self, states: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """`states` (B, L, D) read `keys`, `values`; `mask` broadcasts to (B, H, L, S), True = may be read."""
+        dropout = self.dropout if self.training else 0.0
+        queries = self._split(self.query(states))  # (B, H, L, D / H)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # (B, L, D)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention where it reads a context, feed-forward; residual around each.
+
+    `pre_norm=False` normalises after each residual sum (BERT, XLM-R); True before each part, which lets small
+    models from scratch learn several times faster. A stack of pre-norm blocks ends in a norm of its own.
+    """
+
+    def __init__(self, layout: Layout, cross: bool) -> None:
+        super().__init__()
+        width, eps = layout.width, layout.norm_eps
+        self.pre_norm = layout.pre_norm
+        self.attention = Attention(width, layout.heads, layout.dropout)
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
+        self.cross_attention = Attention(width, layout.heads, layout.dropout) if cross else None
+        self.cross_attention_norm = nn.LayerNorm(width, eps=eps) if cross else None
+        self.expand = nn.Linear(width, layout.intermediate)
+        self.contract = nn.Linear(layout.intermediate, width)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(layout.dropout)
+
+    def forward(self, states: Tensor, mask: Tensor | None, context: ProjectedContext | None = None) -> Tensor:
+        """`states` (B, L, D), `mask` (B, 1, 1, L) bool; without a context the cross-attention is skipped."""
+        states = self._residual(states, self.attention_norm, lambda x: self._read_self(x, mask))
+        if context is not None:
+            assert self.cross_attention is not None, "a text layer was handed a context"
+            cross = self.cross_attention
+            states = self._residual(states, self.cross_attention_norm, lambda x: cross(x, *context))
+        return self._residual(states, self.feed_forward_norm, lambda x: self.contract(F.gelu(self.expand(x))))
+
+    def _read_self(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        return self.attention(states, *self.attention.project(states), mask)
+
+    def _residual(self, states: Tensor, norm: nn.LayerNorm, part: Part) -> Tensor:
+        if self.pre_norm:
+            return states + self.dropout(part(norm(states)))
+        return norm(states + self.dropout(part(states)))
+
+
+class Stack(nn.Module):
+    """Blocks in a row, with the closing norm that pre-norm blocks need."""
+
+    def __init__(self, layout: Layout, layers: int, cross: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(layout, cross) for _ in range(layers))
+        self.norm = nn.LayerNorm(layout.width, eps=layout.norm_eps) if layout.pre_norm else nn.Identity()
+        self.checkpointing = False
+
+    def forward(self, states: Tensor, mask: Tensor | None, contexts: list[ProjectedContext] | None = None) -> Tensor:
+        """`states` (B, L, D), `mask` (B, L) bool or None; one projected context per block, or none at all."""
+        attend = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, L)
+        for index, block in enumerate(self.blocks):
+            context = None if contexts is None else contexts[index]
+            if self.checkpointing and self.training:
+                states = checkpoint(block, states, attend, context, use_reentrant=False)
+            else:
+                states = block(states, attend, context)
+        return self.norm(states)
+
+
+class Embeddings(nn.Module):
+    """Word + position + type embeddings of XLM-R, normalised.
+
+    `position_offset` 0 counts positions from 0 and gives pads one too, as CCLM-3M/4M was trained; otherwise real
+    tokens count from `position_offset` (XLM-R: 2) and pads all take `pad_token_id` (reference/cclm.md 1.3).
+    """
+
+    def __init__(self, layout: Layout, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.offset, self.pad = vocabulary.position_offset, vocabulary.pad_token_id
+        self.word = nn.Embedding(vocabulary.size, layout.width, padding_idx=vocabulary.pad_token_id)
+        self.position = nn.Embedding(vocabulary.max_positions, layout.width)
+        self.token_type = nn.Embedding(1, layout.width)
+        self.norm = nn.LayerNorm(layout.width, eps=layout.norm_eps)
+        self.dropout = nn.Dropout(layout.dropout)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        if input_ids.shape[1] + self.offset > self.position.num_embeddings:
+            raise ValueError(
+                f"a text has {input_ids.shape[1]} tokens, this model holds {self.position.num_embeddings - self.offset};"
+                " truncate it (processor max_tokens)"
+            )
+        if self.offset:
+            real = input_ids.ne(self.pad)
+            positions = (real.cumsum(1) + (self.offset - 1)).where(real, self.pad)
+        else:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        states = self.word(input_ids) + self.position(positions) + self.token_type.weight
+        return self.dropout(self.norm(states))  # (B, L, D)

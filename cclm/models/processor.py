@@ -1,0 +1,118 @@
+"""PIL images and strings -> tensors, exactly as the model beside it was trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as VF
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import PushToHubMixin
+
+from cclm.storage import whole_file
+from cclm.types import TextInput
+
+FILE = "processor_config.json"
+# Both CCLM families normalise with CLIP's statistics, even for Swin and BEiT (reference/cclm.md 3.2).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How pixels are prepared. Sizes in pixels."""
+
+    image_size: int = 224
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the area a training crop keeps
+    flip: float = 0.5
+    augment: bool = False  # colour and geometry jitter after the crop (torchvision's RandAugment)
+
+
+class CCLMProcessor(PushToHubMixin):
+    """Tokenizer and image settings of one model.
+
+    `processor(images=[PIL], text=[str])` returns a dictionary with `pixel_values` (B, 3, H, W), `input_ids` and
+    `attention_mask` (B, L); `images` and `texts` are the two halves, for code that has only one.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, settings: ImageSettings | None = None, max_tokens: int = 64
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.settings = settings or ImageSettings()
+        self.max_tokens = max_tokens
+        size = self.settings.image_size
+        self._crop = v2.RandomResizedCrop(size, scale=self.settings.crop_scale, interpolation=_BICUBIC, antialias=True)
+        self._jitter = v2.RandAugment(num_ops=2, magnitude=7, fill=128)
+
+    @property
+    def image_size(self) -> int:
+        return self.settings.image_size
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokenizer)
+
+    def texts(self, texts: list[str], max_tokens: int | None = None) -> TextInput:
+        """Token ids (B, L), truncated to `max_tokens` and padded to the longest of them."""
+        encoded = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=max_tokens or self.max_tokens, return_tensors="pt"
+        )
+        return TextInput(encoded["input_ids"], encoded["attention_mask"].bool())
+
+    def images(
+        self, images: list[Image.Image], train: bool = False, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Pixels (B, 3, H, W); with `train` each image gets a crop, a flip and perhaps jitter drawn from `generator`."""
+        prepare = self._augment if train else self._resize
+        pixels = torch.stack([prepare(VF.pil_to_tensor(image.convert("RGB")), generator) for image in images])
+        return VF.normalize(pixels.float() / 255, list(self.settings.mean), list(self.settings.std))
+
+    def _resize(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
+        size = [self.image_size, self.image_size]
+        return pixels if list(pixels.shape[-2:]) == size else VF.resize(pixels, size, _BICUBIC, antialias=True)
+
+    def _augment(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
+        # torchvision's transforms draw from torch's global generator only: lend it our seed for the duration.
+        seed = torch.randint(2**31, (), generator=generator).item()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            pixels = self._crop(pixels)
+            if torch.rand(()) < self.settings.flip:
+                pixels = VF.horizontal_flip(pixels)
+            return self._jitter(pixels) if self.settings.augment else pixels
+
+    def __call__(self, images: list[Image.Image] | None = None, text: list[str] | None = None) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        if images is not None:
+            out["pixel_values"] = self.images(images)
+        if text is not None:
+            tokens = self.texts(text)
+            out |= {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
+        return out
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.tokenizer.save_pretrained(str(folder))
+        with whole_file(Path(folder) / FILE) as path:
+            path.write_text(json.dumps({"max_tokens": self.max_tokens, "image": asdict(self.settings)}, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Errors: ValueError where the folder holds no processor."""
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise ValueError(f"no {FILE} in {folder}; a pretrained folder written by `cclm fit` has one")
+        stored = json.loads(path.read_text())
+        settings = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["image"].items()}
+        return cls(AutoTokenizer.from_pretrained(str(folder)), ImageSettings(**settings), stored["max_tokens"])
+
+
+_BICUBIC = v2.InterpolationMode.BICUBIC

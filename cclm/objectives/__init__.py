@@ -1,0 +1,1 @@
+"""What the model is trained for: one file per objective."""

@@ -1,0 +1,1 @@
+"""The Lightning system around model, objectives and streams."""

@@ -1,0 +1,153 @@
+"""The vocabulary every other module speaks: views, pairs, records.
+
+A pair is two views of one thing: an image and its caption, or a sentence and its translation.
+Shapes: B pairs, L tokens or patches, D width, E embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+
+def select(thing: Any, rows: Tensor) -> Any:
+    """A dataclass of tensors (or tuples of tensors) restricted to `rows` of its first dimension."""
+
+    def take(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.index_select(0, rows)
+        if isinstance(value, tuple):
+            return tuple(take(item) for item in value)
+        return value
+
+    return replace(thing, **{f.name: take(getattr(thing, f.name)) for f in fields(thing)})
+
+
+class TensorData:
+    """Mixin of the tensor dataclasses below: moving to a device and choosing rows."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        moved = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            movable = isinstance(value, (Tensor, TensorData))
+            moved[f.name] = value.to(device, non_blocking=non_blocking) if movable else value
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Self:
+        pinned = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            pinned[f.name] = value.pin_memory() if isinstance(value, (Tensor, TensorData)) else value
+        return replace(self, **pinned)
+
+    def select(self, rows: Tensor) -> Self:
+        """The same thing with only `rows` (R,) of the batch, in that order."""
+        return select(self, rows)
+
+
+@dataclass(frozen=True)
+class View(TensorData):
+    """One side of a pair, encoded."""
+
+    states: Tensor  # (B, L, D)
+    mask: Tensor  # (B, L) bool, True = a real token or patch
+    embedding: Tensor  # (B, E) unit norm
+
+
+@dataclass(frozen=True)
+class Memory(TensorData):
+    """A view as the fusion layers read it: keys and values projected once, reused by every objective."""
+
+    keys: tuple[Tensor, ...]  # one (B, H, L, D / H) per fusion layer
+    values: tuple[Tensor, ...]  # one (B, H, L, D / H) per fusion layer
+    mask: Tensor  # (B, L) bool
+
+
+class Encoder(Protocol):
+    """What an input needs from a model to become a view."""
+
+    def encode_image(self, pixel_values: Tensor) -> View: ...
+
+    def encode_image_states(self, states: Tensor) -> View: ...
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> View: ...
+
+
+@dataclass(frozen=True)
+class ImageInput(TensorData):
+    """Pixels, before the image encoder."""
+
+    pixel_values: Tensor  # (B, 3, H, W)
+
+    def encode(self, model: Encoder) -> View:
+        return model.encode_image(self.pixel_values)
+
+    def __len__(self) -> int:
+        return len(self.pixel_values)
+
+
+@dataclass(frozen=True)
+class StatesInput(TensorData):
+    """States of a frozen image backbone, computed once and cached."""
+
+    states: Tensor  # (B, L, W) with W the backbone's width
+
+    def encode(self, model: Encoder) -> View:
+        return model.encode_image_states(self.states)
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+
+@dataclass(frozen=True)
+class TextInput(TensorData):
+    """Token ids, padded on the right to the batch's longest text."""
+
+    input_ids: Tensor  # (B, L) int64
+    attention_mask: Tensor  # (B, L) bool
+
+    def encode(self, model: Encoder) -> View:
+        return model.encode_text(self.input_ids, self.attention_mask)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class PairBatch(TensorData):
+    """A batch of pairs from one stream: the target (text) is read in the light of the context (anything)."""
+
+    stream: str
+    context: ImageInput | StatesInput | TextInput
+    target: TextInput
+    keys: tuple[str, ...] = ()  # record keys, for logs and resume tests
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One stored sample.
+
+    An image record has `image` and `captions`, perhaps `parallel`; a text record has `parallel` only.
+    """
+
+    key: str
+    image: bytes | None = None  # an encoded jpg, png or webp file
+    captions: dict[str, list[str]] = field(default_factory=dict)  # language -> captions of the image
+    parallel: dict[str, str] = field(default_factory=dict)  # language -> the same sentence
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two views of one record, before processing. A side is text (str) or an encoded image (bytes)."""
+
+    key: str
+    context: str | bytes
+    target: str
+    languages: tuple[str | None, str]  # of context (None: an image) and target
