@@ -1,0 +1,65 @@
+"""Matching objective: is this target a view of the same thing as this context? Wrong partners are drawn by similarity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cclm.objectives.base import Draft, EncodedPair, Objective, first_rows
+from cclm.types import Memory, View
+
+
+class Matching(Objective):
+    """One true pair against a hard negative on each side, cross-entropy over 3 B rows (reference/cclm.md 2.3).
+
+    `rows` limits it to the first pairs of the batch, since fusion costs most of a step; negatives come from those rows.
+    """
+
+    def __init__(self, rows: int | None = None) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, pair: EncodedPair, draft: Draft | None = None, view: View | None = None) -> Tensor:
+        count = first_rows(len(pair.batch), self.rows)
+        if count < 2:
+            raise ValueError(f"stream {pair.batch.stream}: matching needs 2 pairs to draw a wrong partner; raise batch_size")
+        rows = torch.arange(count, device=pair.target.embedding.device)
+        target, memory = pair.target.select(rows), pair.memory.select(rows)
+        negative_context, negative_target = draw_negatives(pair, count)
+        texts = _join_views(target, target, target.select(negative_target))
+        contexts = _join_memories(memory, memory.select(negative_context), memory)
+        logits = pair.model.match_logits(pair.model.fuse(texts, contexts))  # (3 B, 2)
+        labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        labels[:count] = 1
+        return F.cross_entropy(logits.float(), labels)
+
+
+@torch.no_grad()
+def draw_negatives(pair: EncodedPair, count: int) -> tuple[Tensor, Tensor]:
+    """For each of the first `count` pairs a wrong context and a wrong target, (count,) each, likely when similar."""
+    context, target = pair.context.embedding[:count], pair.target.embedding[:count]
+    similarity = (pair.model.scale() * target @ context.T).float()  # (B, B) row: target, column: context
+    of_targets = _weights(similarity)
+    of_contexts = _weights(similarity.T)
+    contexts = torch.multinomial(of_targets, 1, generator=pair.generator).squeeze(1)
+    return contexts, torch.multinomial(of_contexts, 1, generator=pair.generator).squeeze(1)
+
+
+def _weights(similarity: Tensor) -> Tensor:
+    weights = similarity.softmax(1) + 1e-5  # the floor keeps easy partners possible
+    return weights.fill_diagonal_(0)
+
+
+def _join_views(*views: View) -> View:
+    return View(
+        torch.cat([v.states for v in views]),
+        torch.cat([v.mask for v in views]),
+        torch.cat([v.embedding for v in views]),
+    )
+
+
+def _join_memories(*memories: Memory) -> Memory:
+    keys = tuple(torch.cat(layer) for layer in zip(*(m.keys for m in memories), strict=True))
+    values = tuple(torch.cat(layer) for layer in zip(*(m.values for m in memories), strict=True))
+    return Memory(keys, values, torch.cat([m.mask for m in memories]))
