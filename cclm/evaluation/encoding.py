@@ -1,0 +1,183 @@
+"""Records -> embeddings, and states where the matching head will read them. Any dual encoder fits.
+
+Shapes: N images, T texts, L tokens or patches, D width, E embedding, P (image, text) pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal, Protocol, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from cclm.types import Encoder, Memory, Record, TextInput, View
+
+# Images whose keys and values stand in memory at once while pairs are matched: 12 layers of 1024 x 145 patches each
+# take 14 MB per image.
+MATCH_IMAGES = 32
+
+Decode = Callable[[bytes], Image.Image]
+Item = TypeVar("Item")
+
+
+class Processor(Protocol):
+    """What turns raw inputs into tensors, as the model was trained."""
+
+    def images(self, images: list[Image.Image]) -> Tensor: ...
+
+    def texts(self, texts: list[str], max_tokens: int | None = None) -> TextInput: ...
+
+
+class Matcher(Encoder, Protocol):
+    """An encoder that can also judge a pair: needed for reranking only."""
+
+    def project(self, context: View) -> Memory: ...
+
+    def fuse(self, target: View, context: View | Memory) -> Tensor: ...
+
+    def match_logits(self, fused: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class EncodingOptions:
+    """How inputs are encoded. `precision` other than float32 is autocast; embeddings are stored as float32."""
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    image_batch: int = 64
+    text_batch: int = 256
+    pair_batch: int = 256
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image_batch", "text_batch", "pair_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.precision not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"precision is {self.precision!r}; choose float32, bfloat16 or float16")
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images in the order read."""
+
+    embeddings: Tensor  # (N, E) float32
+    states: Tensor | None  # (N, L, D) where they are kept
+    mask: Tensor | None  # (N, L) bool
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Texts in the order given."""
+
+    embeddings: Tensor  # (T, E) float32
+    states: list[Tensor] = field(default_factory=list)  # T of (L, D), without padding, where they are kept
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
+    """Tuples of `size` items, the last one perhaps shorter."""
+    iterator = iter(items)
+    while batch := tuple(islice(iterator, size)):
+        yield batch
+
+
+@contextmanager
+def inference(model: nn.Module, options: EncodingOptions) -> Iterator[torch.device]:
+    """Yield the model's device with dropout off, gradients off and autocast as asked; the former mode comes back."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast(
+                device.type,
+                dtype=getattr(torch, options.precision) if options.precision != "float32" else None,
+                enabled=options.precision != "float32",
+            ),
+        ):
+            yield device
+    finally:
+        model.train(training)
+
+
+def image_batches(
+    model: Encoder, processor: Processor, records: Iterable[Record], decode: Decode, options: EncodingOptions
+) -> Iterator[tuple[tuple[Record, ...], View]]:
+    """Yield (records, view of their images) batch after batch, on the model's device.
+
+    Errors: ValueError for a record without an image or with one that `decode` refuses.
+    """
+    for batch in batches(records, options.image_batch):
+        images = []
+        for record in batch:
+            if record.image is None:
+                raise ValueError(f"record {record.key} has no image; retrieval needs image records, not parallel text")
+            try:
+                images.append(decode(record.image))
+            except ValueError as error:
+                # Leaving it out would shrink the gallery, and the numbers would be of another task.
+                raise ValueError(
+                    f"record {record.key}: {error}; repair or remove it, then build the data again"
+                ) from error
+        with inference(model, options) as device:
+            view = model.encode_image(processor.images(images).to(device))
+        yield batch, view
+
+
+def encode_texts(
+    model: Encoder, processor: Processor, texts: list[str], options: EncodingOptions, keep_states: bool = False
+) -> EncodedTexts:
+    """Encode texts, each distinct one once, in batches of similar length so that little is padding."""
+    distinct = sorted(set(texts), key=lambda text: (len(text), text))
+    embeddings, states = [], []
+    for batch in batches(distinct, options.text_batch):
+        with inference(model, options) as device:
+            tokens = processor.texts(list(batch), options.max_tokens).to(device)
+            view = model.encode_text(tokens.input_ids, tokens.attention_mask)
+            embeddings.append(view.embedding.float().cpu())
+            if keep_states:
+                states += [row[mask].cpu() for row, mask in zip(view.states, view.mask, strict=True)]
+    place = {text: row for row, text in enumerate(distinct)}
+    rows = [place[text] for text in texts]
+    return EncodedTexts(torch.cat(embeddings)[rows], [states[row] for row in rows] if keep_states else [])
+
+
+def match_scores(
+    model: Matcher, images: EncodedImages, texts: EncodedTexts, pairs: Tensor, options: EncodingOptions
+) -> Tensor:
+    """Log-odds of a match for pairs (P, 2) of (image row, text row) -> (P,) float32.
+
+    Log-odds, not the probability: that saturates at 1 and would tie the best candidates. An image's keys and values
+    are projected once, for all the texts it is paired with.
+    """
+    assert images.states is not None and images.mask is not None and texts.states
+    lengths = torch.tensor([len(states) for states in texts.states])
+    chunk = pairs[:, 0] // MATCH_IMAGES
+    order = torch.argsort(chunk * (int(lengths.max()) + 1) + lengths[pairs[:, 1]])  # by chunk, then by length
+    scores = torch.empty(len(pairs))
+    starts = [0, *(chunk[order].diff().nonzero().flatten() + 1).tolist(), len(pairs)]
+    with inference(model, options) as device:
+        for start, stop in zip(starts, starts[1:], strict=False):
+            rows, local = torch.unique(pairs[order[start:stop], 0], return_inverse=True)
+            context = View(images.states[rows], images.mask[rows], images.embeddings[rows]).to(device)
+            memory = model.project(context)
+            for left in range(start, stop, options.pair_batch):
+                chosen = order[left : min(left + options.pair_batch, stop)]
+                target = _padded(texts, pairs[chosen, 1]).to(device)
+                sources = local[left - start : left - start + len(chosen)].to(device)
+                logits = model.match_logits(model.fuse(target, memory.select(sources))).float()  # (P, 2)
+                scores[chosen] = (logits[:, 1] - logits[:, 0]).cpu()
+    return scores
+
+
+def _padded(texts: EncodedTexts, rows: Tensor) -> View:
+    states = [texts.states[row] for row in rows.tolist()]
+    lengths = torch.tensor([len(state) for state in states])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (P, L)
+    return View(pad_sequence(states, batch_first=True), mask, texts.embeddings[rows])

@@ -1,0 +1,269 @@
+"""Image-text retrieval, per language, in both directions: exact, with intervals, optionally reranked by matching.
+
+Shapes: N images, T texts of one language, E embedding, Q queries, C candidates, P pairs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cclm.evaluation import metrics
+from cclm.evaluation.encoding import (
+    Decode,
+    EncodedImages,
+    EncodedTexts,
+    EncodingOptions,
+    Matcher,
+    Processor,
+    encode_texts,
+    image_batches,
+    match_scores,
+)
+from cclm.evaluation.metrics import Array, Ranks, Relevance, checked_embeddings
+from cclm.evaluation.report import Provenance, Report
+from cclm.types import Encoder, Record
+
+logger = logging.getLogger(__name__)
+
+TEXT_RULES = {
+    "auto": "captions; parallel sentences for a language in which no image has a caption",
+    "captions": "captions only",
+    "parallel": "parallel sentences only",
+}
+
+
+@dataclass(frozen=True)
+class RetrievalOptions:
+    """What is measured.
+
+    `languages`: None for all found. `texts`: which texts of a record are queries; "auto" takes a language's captions,
+    and its parallel sentences where no image has a caption in it; "captions" and "parallel" take only those.
+    `rerank`: candidates per query reordered by the matching head, 0 for none. `draws`: bootstrap draws, 0 for none.
+    """
+
+    languages: tuple[str, ...] | None = None
+    texts: Literal["auto", "captions", "parallel"] = "auto"
+    rerank: int = 0
+    draws: int = 1000
+    seed: int = 0
+    encoding: EncodingOptions = field(default_factory=EncodingOptions)
+
+    def __post_init__(self) -> None:
+        if self.rerank < 0:
+            raise ValueError(f"rerank is {self.rerank}; give the number of candidates per query, or 0 for none")
+        if self.draws < 0:
+            raise ValueError(f"draws is {self.draws}; give the number of bootstrap draws, or 0 for none")
+        if self.texts not in TEXT_RULES:
+            raise ValueError(f"texts is {self.texts!r}; choose auto, captions or parallel")
+
+
+@dataclass(frozen=True)
+class LanguageTexts:
+    """The texts of one language and the images they belong to."""
+
+    source: str  # "captions" or "parallel"
+    texts: list[str]
+    images: list[int]  # row of each text's image
+    left_out: int  # blank ones and repetitions within one image
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One way through the same embeddings."""
+
+    name: str
+    queries: Tensor  # (Q, E)
+    gallery: Tensor  # (G, E)
+    relevance: Relevance
+    images: Tensor  # (Q,) image row that each query belongs to
+
+    def scores(self, ranks: Ranks, draws: int, seed: int) -> dict[str, object]:
+        """Metrics of this direction, ready for a report."""
+        result: dict[str, object] = {**metrics.summarise(ranks)}
+        if draws:
+            result |= metrics.intervals(ranks, self.images, draws, np.random.default_rng(seed))
+        result |= {"queries": len(ranks), "gallery": len(self.gallery)}
+        return result | {"chance": metrics.chance(self.relevance, len(self.gallery))}
+
+
+def directions(image_embeddings: Array, text_embeddings: Array, text_image_ids: Array) -> tuple[Direction, Direction]:
+    """Text to image (every text a query, every image in the gallery) and image to text (any own text is a hit).
+
+    An image without a text stays in the gallery of the first and is no query of the second.
+    """
+    images, texts = checked_embeddings(image_embeddings, "images"), checked_embeddings(text_embeddings, "texts")
+    owners = torch.as_tensor(text_image_ids, dtype=torch.int64).cpu()
+    if len(owners) != len(texts):
+        raise ValueError(f"text_image_ids names {len(owners)} images for {len(texts)} texts; one is needed for each")
+    to_image = Direction("text_to_image", texts, images, Relevance.of(owners, len(images)), owners)
+    captioned, query = torch.unique(owners, return_inverse=True)
+    relevance = Relevance.grouped(query, len(captioned))
+    to_text = Direction("image_to_text", images[captioned.to(images.device)], texts, relevance, captioned)
+    return to_image, to_text
+
+
+def retrieval_metrics(
+    image_embeddings: Array, text_embeddings: Array, text_image_ids: Array, draws: int = 0, seed: int = 0
+) -> dict[str, dict[str, object]]:
+    """Metrics of both directions from unit-norm embeddings (N, E), (T, E) and each text's image row (T,).
+
+    Errors: ValueError for embeddings that are empty or not finite, or a text without an image.
+    """
+    both = directions(image_embeddings, text_embeddings, text_image_ids)
+    return {way.name: way.scores(metrics.rank(way.queries, way.gallery, way.relevance), draws, seed) for way in both}
+
+
+def evaluate_retrieval(
+    model: Encoder,
+    processor: Processor,
+    records: Iterable[Record],
+    decode: Decode,
+    provenance: Provenance,
+    options: RetrievalOptions | None = None,
+) -> Report:
+    """Encode every image once and every distinct text of a language once, then score both directions per language.
+
+    `decode` turns a record's bytes into an image and is where damaged or oversized files are refused.
+    Errors: ValueError for no records, a record without an image, a language without texts (names those present), or
+    `rerank` on a model without a matching head.
+    """
+    options = options or RetrievalOptions()
+    if options.rerank and not all(hasattr(model, part) for part in ("project", "fuse", "match_logits")):
+        raise ValueError(f"rerank is {options.rerank}, but {type(model).__name__} has no matching head; give 0")
+    seen: list[Record] = []
+    images = _encode_images(model, processor, _noted(records, seen), decode, options)
+    by_language = _texts(seen, options)
+    languages = {}
+    for language, texts in by_language.items():
+        logger.info("retrieval: %s, %d %s, %d images", language, len(texts.texts), texts.source, len(seen))
+        encoded = encode_texts(model, processor, texts.texts, options.encoding, keep_states=options.rerank > 0)
+        both = directions(images.embeddings, encoded.embeddings, torch.tensor(texts.images))
+        ranks = [metrics.rank(way.queries, way.gallery, way.relevance) for way in both]
+        scores = {
+            way.name: way.scores(rank, options.draws, options.seed) for way, rank in zip(both, ranks, strict=True)
+        }
+        if options.rerank:
+            for way, rank in zip(both, _rerank(model, images, encoded, both, ranks, options), strict=True):
+                scores[f"{way.name}_rerank"] = way.scores(rank, options.draws, options.seed)
+        languages[language] = scores
+    described = {
+        language: {
+            "source": texts.source,
+            "left_out": texts.left_out,
+            "images_without_text": len(seen) - len(set(texts.images)),
+        }
+        for language, texts in by_language.items()
+    }
+    return Report(languages, described, protocol(options), provenance)
+
+
+def protocol(options: RetrievalOptions) -> dict[str, str]:
+    """In words, what was measured and how."""
+    rules = {
+        "task": "image-text retrieval by inner product of unit-norm embeddings, exact",
+        "text_to_image": "every text of the language is a query; all images, even those without one, are the gallery",
+        "image_to_text": "every image with a text is a query; all such texts are the gallery; any of its own is a hit",
+        "texts": TEXT_RULES[options.texts],
+        "ties": "expected over every order of equal scores (scores compared as float32)",
+        "units": "R@k, mean_recall and their intervals in percent; ranks from 1",
+        "precision": options.encoding.precision,
+    }
+    if options.draws:
+        rules["interval"] = f"95 % bootstrap over images, {options.draws} draws, seed {options.seed}"
+    if options.rerank:
+        rules["rerank"] = (
+            f"the {options.rerank} best by similarity (all, if fewer) reordered by match log-odds alone, "
+            "the rest behind them in their order of similarity"
+        )
+    return rules
+
+
+def _noted(records: Iterable[Record], seen: list[Record]) -> Iterator[Record]:
+    """Pass records on and note what is needed later: everything but the image."""
+    for record in records:
+        seen.append(Record(record.key, captions=record.captions, parallel=record.parallel))
+        yield record
+
+
+def _encode_images(
+    model: Encoder, processor: Processor, records: Iterable[Record], decode: Decode, options: RetrievalOptions
+) -> EncodedImages:
+    embeddings, states, masks = [], [], []
+    for _, view in image_batches(model, processor, records, decode, options.encoding):
+        embeddings.append(view.embedding.float().cpu())
+        if options.rerank:
+            states.append(view.states.cpu())
+            masks.append(view.mask.cpu())
+    if not embeddings:
+        raise ValueError("no image records to evaluate: the data is empty; build it with `cclm data build`")
+    if not options.rerank:
+        return EncodedImages(torch.cat(embeddings), None, None)
+    return EncodedImages(torch.cat(embeddings), torch.cat(states), torch.cat(masks))
+
+
+def _texts(records: list[Record], options: RetrievalOptions) -> dict[str, LanguageTexts]:
+    """The texts to evaluate, by language: English first, the others by code."""
+    captioned = Counter(lang for record in records for lang, texts in record.captions.items() if texts)
+    parallel = Counter(lang for record in records for lang in record.parallel)
+    sources = dict.fromkeys(captioned, "captions") if options.texts != "parallel" else {}
+    if options.texts != "captions":
+        sources = dict.fromkeys(parallel, "parallel") | sources
+    present = sorted(sources, key=lambda lang: (lang != "en", lang))
+    if not present:
+        raise ValueError(f"none of {len(records)} image records has {options.texts} texts; nothing to evaluate")
+    wanted = present if options.languages is None else list(options.languages)
+    if missing := [lang for lang in wanted if lang not in sources]:
+        raise ValueError(f"no texts in language {', '.join(missing)} in this data; present: {', '.join(present)}")
+    found = {}
+    for language in wanted:
+        texts, images, given = [], [], 0
+        for row, record in enumerate(records):
+            if sources[language] == "captions":
+                own = record.captions.get(language, [])
+            else:
+                own = [record.parallel[language]] if language in record.parallel else []
+            distinct = list(dict.fromkeys(text for text in own if text.strip()))
+            texts += distinct
+            images += [row] * len(distinct)
+            given += len(own)
+        if not texts:
+            raise ValueError(f"all {given} texts in language {language} are blank; present: {', '.join(present)}")
+        found[language] = LanguageTexts(sources[language], texts, images, given - len(texts))
+        if given > len(texts):
+            logger.info("retrieval: %s, %d blank or repeated texts left out", language, given - len(texts))
+    return found
+
+
+def _rerank(
+    model: Matcher,
+    images: EncodedImages,
+    texts: EncodedTexts,
+    both: tuple[Direction, Direction],
+    ranks: list[Ranks],
+    options: RetrievalOptions,
+) -> list[Ranks]:
+    """New ranks for both directions; a pair that is a candidate in both is matched once."""
+    to_image, to_text = both
+    image_candidates = metrics.top(to_image.queries, to_image.gallery, min(options.rerank, len(to_image.gallery)))
+    text_candidates = metrics.top(to_text.queries, to_text.gallery, min(options.rerank, len(to_text.gallery)))
+    count = len(texts.embeddings)
+    wanted = [
+        image_candidates[1] * count + torch.arange(count)[:, None],  # (T, C) codes: image row * T + text row
+        to_text.images[:, None] * count + text_candidates[1],  # (Q, C)
+    ]
+    codes = torch.unique(torch.cat([code.flatten() for code in wanted]))
+    pairs = torch.stack([codes // count, codes % count], dim=1)
+    scores = match_scores(model, images, texts, pairs, options.encoding)
+    matches = [scores[torch.searchsorted(codes, code)] for code in wanted]
+    return [
+        metrics.rerank(ranks[0], to_image.relevance, image_candidates, matches[0]),
+        metrics.rerank(ranks[1], to_text.relevance, text_candidates, matches[1]),
+    ]
