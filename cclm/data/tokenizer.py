@@ -1,0 +1,141 @@
+"""Trains a tokenizer: a sentencepiece unigram vocabulary with XLM-R's special ids, ready for transformers."""
+
+from __future__ import annotations
+
+import io
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cclm.storage import whole_folder
+
+if TYPE_CHECKING:
+    from tokenizers.normalizers import Normalizer
+    from transformers import PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
+
+# Their place in this tuple is their id; <mask> takes the last id of the vocabulary.
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
+MASK_TOKEN = "<mask>"
+LONGEST_SENTENCE = 4096  # bytes; sentencepiece leaves out what is longer
+
+
+def normalizer(lowercase: bool) -> Normalizer:
+    """What happens to a text before it is cut: NFKC, one space between words, lower case if asked for.
+
+    Training and use share this very object, so that a text can never be normalised in two ways.
+    """
+    from tokenizers import Regex, normalizers
+
+    steps = [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    return normalizers.Sequence([*steps, normalizers.Lowercase()] if lowercase else steps)
+
+
+def balance(sentences: Mapping[str, Sequence[str]], temperature: float, seed: int = 0) -> Iterator[str]:
+    """As many sentences as given, a language's share being proportional to its count ** `temperature`.
+
+    1 keeps the counts, 0 gives every language the same. Small languages repeat, large ones are sampled.
+    """
+    if not 0 <= temperature <= 1:
+        raise ValueError(f"tokenizer: temperature={temperature} is outside 0..1: 1 keeps the languages' own shares")
+    counts = {language: len(texts) for language, texts in sorted(sentences.items()) if texts}
+    weights = {language: count**temperature for language, count in counts.items()}
+    for language, weight in weights.items():
+        texts = list(sentences[language])
+        random.Random(f"{seed} {language}").shuffle(texts)
+        wanted = max(1, round(sum(counts.values()) * weight / sum(weights.values())))
+        log.info("%s: %d sentences, %d after balancing", language, len(texts), wanted)
+        for index in range(wanted):
+            yield texts[index % len(texts)]
+
+
+def train_unigram(sentences: Iterable[str], vocab_size: int, *, lowercase: bool, character_coverage: float) -> bytes:
+    """A sentencepiece model of `vocab_size` pieces that expects text from `normalizer`, serialised."""
+    import sentencepiece
+
+    tidy = normalizer(lowercase)
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=(tidy.normalize_str(sentence) for sentence in sentences),
+            model_writer=written,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            character_coverage=character_coverage,
+            normalization_rule_name="identity",
+            bos_id=0,
+            pad_id=1,
+            eos_id=2,
+            unk_id=3,
+            max_sentence_length=LONGEST_SENTENCE,
+            num_threads=1,  # sums in another order would move scores, and with them the pieces, between runs
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).split("]")[-1].strip().splitlines()[-1]
+        raise ValueError(
+            f"tokenizer: no vocabulary of vocab_size={vocab_size} comes out of this text ({reason}): "
+            "choose another vocab_size, a lower character_coverage or more text"
+        ) from None
+    return written.getvalue()
+
+
+def wrap(unigram: bytes, *, lowercase: bool) -> PreTrainedTokenizerFast:
+    """The model as a fast tokenizer that gives `<s> pieces </s>`, `<mask>` added as its last token."""
+    import sentencepiece
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    source = sentencepiece.SentencePieceProcessor(model_proto=unigram)
+    pieces = [(source.id_to_piece(index), source.get_score(index)) for index in range(source.get_piece_size())]
+    assert tuple(piece for piece, _ in pieces[: len(SPECIAL_TOKENS)]) == SPECIAL_TOKENS
+    backend = Tokenizer(models.Unigram([*pieces, (MASK_TOKEN, 0.0)], unk_id=source.unk_id(), byte_fallback=False))
+    backend.normalizer = normalizer(lowercase)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        cls_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+        # Takes the space before it along, so that a masked word leaves no lone space behind.
+        mask_token=AddedToken(MASK_TOKEN, lstrip=True, normalized=False, special=True),
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def train_tokenizer(
+    sentences: Iterable[str],
+    output: Path,
+    vocab_size: int,
+    *,
+    lowercase: bool = False,
+    character_coverage: float = 1.0,
+) -> PreTrainedTokenizerFast:
+    """Train on `sentences` and save into the folder `output`, for `AutoTokenizer.from_pretrained`.
+
+    `vocab_size` counts everything, the special tokens included. The same sentences give the same files.
+    Errors: ValueError where the text does not yield that many pieces; OSError where the folder cannot be written.
+    """
+    if vocab_size < len(SPECIAL_TOKENS) + 2:
+        raise ValueError(
+            f"tokenizer: vocab_size={vocab_size} is too small: the smallest vocabularies hold some hundred"
+        )
+    if not 0 < character_coverage <= 1:
+        raise ValueError(f"tokenizer: character_coverage={character_coverage} is outside 0..1: 1 keeps every character")
+    unigram = train_unigram(sentences, vocab_size - 1, lowercase=lowercase, character_coverage=character_coverage)
+    tokenizer = wrap(unigram, lowercase=lowercase)
+    assert len(tokenizer) == vocab_size
+    with whole_folder(output) as folder:
+        tokenizer.save_pretrained(folder)
+    log.info("tokenizer of %d pieces written to %s", vocab_size, output)
+    return tokenizer

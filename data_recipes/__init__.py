@@ -1,0 +1,1 @@
+"""Raw datasets -> records: one dataset per file."""
