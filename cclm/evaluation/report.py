@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 from cclm.storage import whole_file
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.console import Group
     from rich.table import Table
 
 METRICS = ("R@1", "R@5", "R@10", "mean_recall", "median_rank", "mean_reciprocal_rank")
@@ -77,33 +79,43 @@ class Report:
             chart(self, partial, baseline)
 
 
-def table(report: Report, baseline: Report | None = None) -> Table:
-    """R@1, R@5, R@10 per language and direction, with the interval of R@10, chance, and the baseline's R@10."""
+def table(report: Report, baseline: Report | None = None) -> Group:
+    """One table per direction: recalls per language, interval of R@10, median rank, chance; within 80 columns."""
+    from rich.console import Group
+
+    ways = [way for way in report.directions() if not way.endswith("_rerank")]
+    return Group(*(_direction_table(report, way, baseline) for way in ways))
+
+
+def _direction_table(report: Report, way: str, baseline: Report | None) -> Table:
+    from rich import box
     from rich.table import Table
 
-    ways = [way for way in ("text_to_image", "image_to_text") if way in report.directions()]
-    view = Table(title="retrieval, % of queries", caption=report.protocol.get("rerank"), title_justify="left")
-    view.add_column("language")
-    for way in ways:
-        short = {"text_to_image": "text → image", "image_to_text": "image → text"}[way]
-        view.add_column(f"{short}\nR@1", justify="right")
-        view.add_column("\nR@5", justify="right")
-        view.add_column("\nR@10", justify="right", style="bold")
-        view.add_column("\n95 %", justify="right", style="dim")
-        if f"{way}_rerank" in report.directions():
-            view.add_column("reranked\nR@10", justify="right", style="bold green")
-        if baseline:
-            view.add_column("baseline\nR@10", justify="right", style="dim")
-        view.add_column("chance\nR@10", justify="right", style="dim")
+    galleries = sorted({scores[way]["gallery"] for scores in report.languages.values()})
+    size = " to ".join(f"{number:,}" for number in dict.fromkeys((galleries[0], galleries[-1])))
+    view = Table(
+        title=f"{way.replace('_', ' ')}, %, gallery of {size}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0),
+    )
+    view.add_column("language", no_wrap=True)
+    reranked = f"{way}_rerank" in report.directions()
+    columns = ["R@1", "R@5", "R@10", "95 %", "median rank"]
+    columns += ["reranked R@10"] * reranked + ["baseline R@10"] * (baseline is not None) + ["chance R@10"]
+    for name in columns:
+        style = {"R@10": "bold", "reranked R@10": "bold"}.get(name, "dim" if name[0] not in "Rm" else "")
+        view.add_column(
+            name.replace(" R@10", "\nR@10").replace(" rank", "\nrank"), style, justify="right", no_wrap=True
+        )
     for language, scores in report.languages.items():
         other = baseline.languages.get(language) if baseline else None
-        view.add_row(language, *(cell for way in ways for cell in _cells(scores, way, other, baseline is not None)))
-    if set(report.languages) - {"en"} and len(report.languages) > 1:
+        view.add_row(language, *_cells(scores, way, other, baseline is not None))
+    if "en" in report.languages and len(report.languages) > 1:
         view.add_section()
-        means = {way: report.mean(way, without=("en",)) for way in report.directions()}
-        others = {way: baseline.mean(way, without=("en",)) for way in baseline.directions()} if baseline else None
-        cells = (cell for way in ways for cell in _cells(means, way, others, baseline is not None))
-        view.add_row("mean without en", *cells)
+        means = {name: report.mean(name, without=("en",)) for name in report.directions()}
+        others = {way: baseline.mean(way, without=("en",))} if baseline else None
+        view.add_row("mean, no en", *_cells(means, way, others, baseline is not None))
     return view
 
 
@@ -112,6 +124,7 @@ def _cells(scores: dict[str, dict], way: str, baseline: dict[str, dict] | None, 
     cells = [f"{own[name]:.1f}" for name in ("R@1", "R@5", "R@10")]
     interval = own.get("R@10_interval")
     cells.append(f"{interval[0]:.1f}–{interval[1]:.1f}" if interval else "")
+    cells.append(f"{own['median_rank']:.1f}")
     if f"{way}_rerank" in scores:
         cells.append(f"{scores[f'{way}_rerank']['R@10']:.1f}")
     if compared:
@@ -130,31 +143,39 @@ def chart(report: Report, path: Path, baseline: Report | None = None, direction:
     if f"{direction}_rerank" in report.directions():
         series.append(("reranked by matching", report, f"{direction}_rerank", "#e0872b"))
     if baseline:
-        series.append((Path(baseline.provenance.model).name or "baseline", baseline, direction, "#b8bec6"))
-    figure = Figure(figsize=(max(6.0, 1.6 + 0.24 * len(names) * (len(series) + 0.8)), 4.2), layout="constrained")
+        series.append((Path(baseline.provenance.model).name or "baseline", baseline, direction, "#9aa3ae"))
+    figure = Figure(
+        figsize=(min(15.0, max(6.5, 1.6 + 0.2 * len(names) * (len(series) + 1))), 4.2), layout="constrained"
+    )
     axes = figure.add_subplot()
     width = 0.8 / len(series)
-    for place, (label, source, way, colour) in enumerate(series):
-        shift = (place - (len(series) - 1) / 2) * width
-        rows = [(x, source.languages[name][way]) for x, name in enumerate(names) if name in source.languages]
-        heights = [scores["R@10"] for _, scores in rows]
-        axes.bar([x + shift for x, _ in rows], heights, width * 0.94, label=label, color=colour, zorder=2)
-        whiskers = [(x, s["R@10"], s["R@10_interval"]) for x, s in rows if "R@10_interval" in s]
-        if whiskers:
-            spread = [[r - low for _, r, (low, _) in whiskers], [high - r for _, r, (_, high) in whiskers]]
-            spots = [x + shift for x, _, _ in whiskers]
-            heights = [r for _, r, _ in whiskers]
-            axes.errorbar(spots, heights, spread, fmt="none", ecolor="#1d2430", elinewidth=1, capsize=2)
+    for place, bars in enumerate(series):
+        _bars(axes, names, bars, (place - (len(series) - 1) / 2) * width, width)
     for x, name in enumerate(names):
         level = report.languages[name][direction]["chance"]["R@10"]
-        axes.plot([x - 0.46, x + 0.46], [level, level], color="#c0392b", lw=1.6, zorder=3, label="" if x else "chance")
+        line = {"color": "#c0392b", "linestyle": (0, (3, 1.5)), "linewidth": 1.1, "zorder": 3}
+        axes.plot([x - 0.5, x + 0.5], [level, level], label="" if x else "chance", **line)
     axes.set_xticks(range(len(names)), names)
-    axes.set_xlim(-0.6, len(names) - 0.4)
-    axes.set_ylim(0, min(100.0, 5 + 1.08 * axes.get_ylim()[1]))
+    middle, half = (len(names) - 1) / 2, max(len(names) / 2, 3.0)  # few languages: slim bars all the same
+    axes.set_xlim(middle - half - 0.1, middle + half + 0.1)
+    axes.set_ylim(0, min(100.0, 2 + 1.03 * axes.get_ylim()[1]))
     axes.set_ylabel("R@10, %")
-    first = report.languages[names[0]][direction]
-    axes.set_title(f"{direction.replace('_', ' ')} retrieval, gallery of {first['gallery']:,}", loc="left", fontsize=11)
+    gallery = report.languages[names[0]][direction]["gallery"]
+    axes.set_title(f"{direction.replace('_', ' ')} retrieval, gallery of {gallery:,}", loc="left", fontsize=11)
     axes.grid(axis="y", color="#e3e6ea", zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=len(series) + 1, loc="upper right", fontsize=9)
+    axes.legend(frameon=False, ncols=len(series) + 1, loc="lower right", bbox_to_anchor=(1, 0.99), fontsize=9)
     figure.savefig(path, dpi=150, format="png")
+
+
+def _bars(axes: Axes, names: list[str], series: tuple[str, Report, str, str], shift: float, width: float) -> None:
+    label, report, way, colour = series
+    rows = [(x + shift, report.languages[name][way]) for x, name in enumerate(names) if name in report.languages]
+    axes.bar([x for x, _ in rows], [s["R@10"] for _, s in rows], width * 0.92, label=label, color=colour, zorder=2)
+    rows = [(x, s["R@10"], *s["R@10_interval"]) for x, s in rows if "R@10_interval" in s]
+    if rows:
+        places, heights, low, high = zip(*rows, strict=True)
+        # A recall of exactly 0 or 100 can lie a rounding error outside its own interval.
+        down = [max(0.0, h - x) for h, x in zip(heights, low, strict=True)]
+        up = [max(0.0, x - h) for h, x in zip(heights, high, strict=True)]
+        axes.errorbar(places, heights, [down, up], fmt="none", ecolor="#1d2430", elinewidth=0.9, capsize=1.8, zorder=4)
