@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Literal, Protocol, TypeVar
 
 import torch
@@ -163,7 +163,7 @@ def match_scores(
     scores = torch.empty(len(pairs))
     starts = [0, *(chunk[order].diff().nonzero().flatten() + 1).tolist(), len(pairs)]
     with inference(model, options) as device:
-        for start, stop in zip(starts, starts[1:], strict=False):
+        for start, stop in pairwise(starts):
             rows, local = torch.unique(pairs[order[start:stop], 0], return_inverse=True)
             context = View(images.states[rows], images.mask[rows], images.embeddings[rows]).to(device)
             memory = model.project(context)
