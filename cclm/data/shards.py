@@ -108,7 +108,7 @@ class ShardWriter(AbstractContextManager):
         kind = "text" if record.image is None else "image"
         if self._kind is None:
             self._kind = kind
-            self._samples_per_shard = self._samples_per_shard or (1000 if kind == "image" else 16384)
+            self._samples_per_shard = self._samples_per_shard or (1000 if kind == "image" else 8192)
         if kind != self._kind:
             raise ValueError(
                 f"record {record.key!r} is of kind {kind}, those before it in {self._name} of kind {self._kind};"
@@ -168,7 +168,7 @@ class ShardWriter(AbstractContextManager):
 def write_shards(
     records: Iterable[Record], folder: Path | str, *, samples_per_shard: int = 0, rows_per_member: int = 256
 ) -> Manifest:
-    """Write records of one kind as shards with a manifest; `samples_per_shard` 0 means 1000 images or 16384 rows.
+    """Write records of one kind as shards with a manifest; `samples_per_shard` 0 means 1000 images or 8192 rows.
 
     Errors: as ShardWriter's; on any error the folder is as it was before.
     """

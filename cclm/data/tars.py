@@ -38,7 +38,7 @@ class ShardFile:
         self.size = os.fstat(self._handle.fileno()).st_size
 
     def read(self, offset: int, size: int) -> bytes:
-        data = os.pread(self._handle.fileno(), size, offset)
+        data = os.pread(self._handle.fileno(), size, offset)  # no shared position: threads may read at once
         if len(data) != size:
             raise ShardError("shard truncated")
         return data

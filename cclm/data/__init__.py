@@ -1,0 +1,1 @@
+"""Shards, streams and batches; the only place that knows the WebDataset format."""

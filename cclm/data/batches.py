@@ -1,0 +1,186 @@
+"""One stream -> batches of pairs, sorted by text length within a pool, resumable in mid-pool.
+
+Position is a pure function of counters: a pool of `bucket` batches is drawn, sorted, cut and shuffled, so the state is
+the record stream's at the pool's start plus the number of batches taken since.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+from cclm.data.pairs import PairDrawer, UnwantedError
+from cclm.data.readers import ImageReader, ImageRequest, Processor
+from cclm.data.records import SampleError
+from cclm.data.seeding import permutation_of, random_of, seed_of
+from cclm.data.stream import Located, Share, StreamSettings, open_stream
+from cclm.types import ImageInput, Pair, PairBatch, StatesInput, TextInput
+
+
+@dataclass
+class StreamConfig:
+    """One stream of training pairs.
+
+    `shards`: a folder, tar, pattern, list of these, or folder -> weight. `bucket`: batches drawn at once to be sorted
+    by text length (1: no sorting). `max_tokens`: of either text, None for the processor's own.
+    """
+
+    name: str
+    shards: str | list[str] | dict[str, float]
+    pairs: PairDrawer
+    batch_size: int
+    max_tokens: int | None = None
+    bucket: int = 8
+    group_shards: int = 8
+    max_bad_share: float = 0.1
+    language: str = "en"
+    allow_pipe: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "bucket", "group_shards"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"stream {self.name}: {name}={getattr(self, name)}; give 1 or more")
+
+    def settings(self, seed: int) -> StreamSettings:
+        own = seed_of(seed, self.name)  # two streams over one folder must not walk it in step
+        return StreamSettings(own, self.group_shards, self.max_bad_share, self.language, self.allow_pipe)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    pair: Pair
+    located: Located
+
+    @property
+    def length(self) -> int:
+        context = len(self.pair.context) if isinstance(self.pair.context, str) else 0
+        return len(self.pair.target) + context
+
+
+class BatchStream:
+    """Batches of one stream for one reader, forever."""
+
+    def __init__(
+        self, config: StreamConfig, processor: Processor, images: ImageReader | None, seed: int, share: Share
+    ) -> None:
+        self._config = config
+        self._processor = processor
+        self._images = images
+        self._settings = config.settings(seed)
+        self._share = share
+        self._stream = open_stream(config.shards, self._settings, share)
+        self._pairs = copy(config.pairs)  # bound to this dataset, whoever else uses the same drawer
+        self._pairs.bind(self._stream.languages, str(config.shards))
+        self._unwanted: Counter[str] = Counter()
+        self._last_epoch = 0  # the last one that gave a pair
+        self._pool: list[list[_Drawn]] = []
+        self._pools = self._taken = self._spares = 0
+        self._start = self._begin()
+
+    @property
+    def skipped(self) -> Counter[str]:
+        return self._stream.skipped + self._unwanted
+
+    def _begin(self) -> dict[str, Any]:
+        return {"stream": self._stream.state_dict(), "unwanted": dict(self._unwanted), "epoch": self._last_epoch}
+
+    def __next__(self) -> PairBatch:
+        if self._taken >= self._config.bucket:
+            self._pools += 1
+            self._taken = self._spares = 0
+            self._pool, self._start = [], self._begin()
+        if not self._pool:
+            self._pool = self._draw_pool()
+        batch = self._collate(self._pool[self._taken])
+        self._pool[self._taken] = []
+        self._taken += 1
+        return batch
+
+    def _draw(self) -> _Drawn:
+        """The next pair. Errors: ValueError after a whole epoch without one."""
+        while True:
+            located = next(self._stream)
+            if self._stream.epoch > self._last_epoch + 1:
+                reasons = ", ".join(f"{count} x {reason}" for reason, count in self.skipped.most_common())
+                raise ValueError(
+                    f"stream {self._config.name}: an epoch of {self._config.shards} gave no pair ({reasons});"
+                    f" change the stream's languages or its {type(self._config.pairs).__name__}"
+                )
+            draw = random_of(self._settings.seed, "pair", located.epoch, located.record.key)
+            try:
+                pair = self._pairs.draw(located.record, draw)
+            except UnwantedError as error:
+                self._unwanted[error.reason] += 1
+                continue
+            if pair is not None:
+                self._last_epoch = self._stream.epoch
+                return _Drawn(pair, located)
+
+    def _draw_pool(self) -> list[list[_Drawn]]:
+        size, bucket = self._config.batch_size, self._config.bucket
+        drawn = [self._draw() for _ in range(size * bucket)]
+        if bucket > 1:
+            # In a small dataset a key comes several times per pool, and sorting would put it beside itself, where a
+            # contrastive loss takes it for its own negative. So all first comings are sorted, then all second ones ..
+            times: Counter[str] = Counter()
+            order = []
+            for item in drawn:
+                order.append((times[item.pair.key], item.length))
+                times[item.pair.key] += 1
+            drawn = [drawn[i] for i in sorted(range(len(drawn)), key=order.__getitem__)]
+        shuffle = permutation_of(bucket, self._settings.seed, "batches", self._share.index, self._pools)
+        return [drawn[i * size : (i + 1) * size] for i in shuffle]
+
+    def _collate(self, drawn: list[_Drawn]) -> PairBatch:
+        context: ImageInput | StatesInput | TextInput
+        if isinstance(drawn[0].pair.context, str):
+            context = self._processor.texts([str(item.pair.context) for item in drawn], self._config.max_tokens)
+        else:
+            drawn, context = self._read_images(drawn)
+        target = self._processor.texts([item.pair.target for item in drawn], self._config.max_tokens)
+        return PairBatch(self._config.name, context, target, tuple(item.pair.key for item in drawn))
+
+    def _read_images(self, drawn: list[_Drawn]) -> tuple[list[_Drawn], ImageInput | StatesInput]:
+        """Images of a batch; a bad one's pair gives way to the stream's next, so that batches keep their size."""
+        if self._images is None:
+            raise ValueError(f"stream {self._config.name} draws images, but no image reader was given to the loader")
+        good, inputs = [], []
+        for item in drawn:
+            while True:
+                try:
+                    inputs.append(self._images.read(self._request(item)))
+                    break
+                except SampleError as error:
+                    self._stream.count_bad(error.reason, item.pair.key)
+                    item = self._draw()
+                    self._spares += 1
+            good.append(item)
+        return good, self._images.collate(inputs)
+
+    def _request(self, item: _Drawn) -> ImageRequest:
+        assert item.located.slot is not None
+        seed = seed_of(self._settings.seed, "image", item.located.epoch, item.pair.key)
+        return ImageRequest(item.pair.key, item.located.slot, seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "start": self._start,
+            "pools": self._pools,
+            "taken": self._taken,
+            "spares": self._spares,
+            "now": self._stream.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Draw the pool again from where it began, and the spares taken since, without reading any image."""
+        self._start = state["start"]
+        self._stream.load_state_dict(self._start["stream"])
+        self._unwanted, self._last_epoch = Counter(self._start["unwanted"]), self._start["epoch"]
+        self._pools, self._taken, self._spares = state["pools"], state["taken"], state["spares"]
+        self._pool = self._draw_pool() if self._taken else []
+        for _ in range(self._spares):
+            self._draw()
+        self._stream.load_state_dict(state["now"])  # adds what images read since then have been found bad
