@@ -1,12 +1,13 @@
 """Emoji in four art styles, named in 20 languages: the quickstart's corpus, about 7,000 pictures.
 
 Source: npm packages, fetched with `npm pack` into the source folder (18 MB; nothing in them is executed):
+  package                                               holds       licence
   cldr-annotations-full, cldr-annotations-derived-full  names       Unicode-3.0
   @iconify-json/noto                                    pictures    Apache-2.0 (Google)
   @iconify-json/twemoji                                 pictures    CC-BY-4.0 (Twitter and contributors)
   @iconify-json/openmoji                                pictures    CC-BY-SA-4.0 (OpenMoji)
   @iconify-json/fluent-emoji-flat                       pictures    MIT (Microsoft)
-The SVGs are drawn by resvg-py on white; 30 MB as PNG, built in under a minute on one core.
+Size: 7,013 pictures of 1,904 emoji, drawn by resvg-py on white: 35 MB as PNG, in about a minute on one core.
 
 Splits: `train` holds pictures of three styles with their English name alone, so that the other 19 languages provably
 never meet a picture; `names` the same concepts' names in all languages, without pictures; `test` the pictures of the
