@@ -5,9 +5,10 @@ Shapes: N images, T texts, L tokens or patches, D width, E embedding, P (image, 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice, pairwise
 from typing import Literal, Protocol, TypeVar
 
@@ -23,6 +24,7 @@ from cclm.types import Encoder, Memory, Record, TextInput, View
 MATCH_IMAGES = 32
 
 Decode = Callable[[bytes], Image.Image]
+ImageViews = Callable[[tuple[Record, ...]], View]  # images of these records, encoded
 Item = TypeVar("Item")
 
 
@@ -64,19 +66,29 @@ class EncodingOptions:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images in the order read."""
+    """Images in the order read; equal files are encoded once, so that they tie exactly."""
 
-    embeddings: Tensor  # (N, E) float32
-    states: Tensor | None  # (N, L, D) where they are kept
-    mask: Tensor | None  # (N, L) bool
+    distinct: View  # N' images; states and mask have L = 0 where they are not kept
+    rows: Tensor  # (N,) int64: where each image is among the distinct ones
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(N, E) float32."""
+        return self.distinct.embedding[self.rows]
 
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """Texts in the order given."""
+    """Texts in the order given; equal texts are encoded once, so that they tie exactly."""
 
-    embeddings: Tensor  # (T, E) float32
-    states: list[Tensor] = field(default_factory=list)  # T of (L, D), without padding, where they are kept
+    distinct: Tensor  # (T', E) float32
+    rows: Tensor  # (T,) int64: where each text is among the distinct ones
+    states: list[Tensor] = field(default_factory=list)  # T' of (L, D), without padding, where they are kept
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(T, E) float32."""
+        return self.distinct[self.rows]
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
@@ -106,16 +118,15 @@ def inference(model: nn.Module, options: EncodingOptions) -> Iterator[torch.devi
         model.train(training)
 
 
-def image_batches(
-    model: Encoder, processor: Processor, records: Iterable[Record], decode: Decode, options: EncodingOptions
-) -> Iterator[tuple[tuple[Record, ...], View]]:
-    """Yield (records, view of their images) batch after batch, on the model's device.
+def pixel_views(model: Encoder, processor: Processor, decode: Decode) -> ImageViews:
+    """Views from the stored pictures; `decode` is where damaged or oversized files are refused.
 
-    Errors: ValueError for a record without an image or with one that `decode` refuses.
+    Errors, when called: ValueError for a record without an image or with one that `decode` refuses.
     """
-    for batch in batches(records, options.image_batch):
+
+    def views(records: tuple[Record, ...]) -> View:
         images = []
-        for record in batch:
+        for record in records:
             if record.image is None:
                 raise ValueError(f"record {record.key} has no image; retrieval needs image records, not parallel text")
             try:
@@ -125,15 +136,53 @@ def image_batches(
                 raise ValueError(
                     f"record {record.key}: {error}; repair or remove it, then build the data again"
                 ) from error
-        with inference(model, options) as device:
-            view = model.encode_image(processor.images(images).to(device))
+        return model.encode_image(processor.images(images).to(next(model.parameters()).device))
+
+    return views
+
+
+def image_batches(
+    model: Encoder, records: Iterable[Record], views: ImageViews, options: EncodingOptions
+) -> Iterator[tuple[tuple[Record, ...], View]]:
+    """Yield (records, view of their images) batch after batch, on the model's device."""
+    for batch in batches(records, options.image_batch):
+        with inference(model, options):
+            view = views(batch)
         yield batch, view
+
+
+def encode_images(
+    model: Encoder, records: Iterable[Record], views: ImageViews, options: EncodingOptions, keep_states: bool = False
+) -> EncodedImages:
+    """Encode the images of records in one pass. Errors: what `views` raises; ValueError for no records.
+
+    Images are told apart by their bytes, or by their keys where records come without (`views` then looks states up).
+    """
+    places: dict[bytes, int] = {}
+    rows: list[int] = []
+
+    def first_seen() -> Iterator[Record]:
+        for record in records:
+            digest = hashlib.sha256(record.image or record.key.encode()).digest()
+            known = digest in places
+            rows.append(places.setdefault(digest, len(places)))
+            if not known:
+                yield record
+
+    parts = []
+    for _, view in image_batches(model, first_seen(), views, options):
+        length = view.states.shape[1] if keep_states else 0
+        parts.append(View(view.states[:, :length].cpu(), view.mask[:, :length].cpu(), view.embedding.float().cpu()))
+    if not parts:
+        raise ValueError("no image records to evaluate: the data is empty; build it with `cclm data build`")
+    distinct = View(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(View)))
+    return EncodedImages(distinct, torch.tensor(rows))
 
 
 def encode_texts(
     model: Encoder, processor: Processor, texts: list[str], options: EncodingOptions, keep_states: bool = False
 ) -> EncodedTexts:
-    """Encode texts, each distinct one once, in batches of similar length so that little is padding."""
+    """Encode texts in batches of similar length, so that little is padding."""
     distinct = sorted(set(texts), key=lambda text: (len(text), text))
     embeddings, states = [], []
     for batch in batches(distinct, options.text_batch):
@@ -143,9 +192,8 @@ def encode_texts(
             embeddings.append(view.embedding.float().cpu())
             if keep_states:
                 states += [row[mask].cpu() for row, mask in zip(view.states, view.mask, strict=True)]
-    place = {text: row for row, text in enumerate(distinct)}
-    rows = [place[text] for text in texts]
-    return EncodedTexts(torch.cat(embeddings)[rows], [states[row] for row in rows] if keep_states else [])
+    places = {text: row for row, text in enumerate(distinct)}
+    return EncodedTexts(torch.cat(embeddings), torch.tensor([places[text] for text in texts]), states)
 
 
 def match_scores(
@@ -154,9 +202,11 @@ def match_scores(
     """Log-odds of a match for pairs (P, 2) of (image row, text row) -> (P,) float32.
 
     Log-odds, not the probability: that saturates at 1 and would tie the best candidates. An image's keys and values
-    are projected once, for all the texts it is paired with.
+    are projected once, for all the texts it is paired with; equal pairs are matched once.
     """
-    assert images.states is not None and images.mask is not None and texts.states
+    assert images.distinct.states.shape[1] and texts.states
+    pairs = torch.stack([images.rows[pairs[:, 0]], texts.rows[pairs[:, 1]]], dim=1)
+    pairs, inverse = torch.unique(pairs, dim=0, return_inverse=True)
     lengths = torch.tensor([len(states) for states in texts.states])
     chunk = pairs[:, 0] // MATCH_IMAGES
     order = torch.argsort(chunk * (int(lengths.max()) + 1) + lengths[pairs[:, 1]])  # by chunk, then by length
@@ -165,19 +215,18 @@ def match_scores(
     with inference(model, options) as device:
         for start, stop in pairwise(starts):
             rows, local = torch.unique(pairs[order[start:stop], 0], return_inverse=True)
-            context = View(images.states[rows], images.mask[rows], images.embeddings[rows]).to(device)
-            memory = model.project(context)
+            memory = model.project(images.distinct.select(rows).to(device))
             for left in range(start, stop, options.pair_batch):
                 chosen = order[left : min(left + options.pair_batch, stop)]
                 target = _padded(texts, pairs[chosen, 1]).to(device)
                 sources = local[left - start : left - start + len(chosen)].to(device)
                 logits = model.match_logits(model.fuse(target, memory.select(sources))).float()  # (P, 2)
                 scores[chosen] = (logits[:, 1] - logits[:, 0]).cpu()
-    return scores
+    return scores[inverse]
 
 
 def _padded(texts: EncodedTexts, rows: Tensor) -> View:
     states = [texts.states[row] for row in rows.tolist()]
     lengths = torch.tensor([len(state) for state in states])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (P, L)
-    return View(pad_sequence(states, batch_first=True), mask, texts.embeddings[rows])
+    return View(pad_sequence(states, batch_first=True), mask, texts.distinct[rows])

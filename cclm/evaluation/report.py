@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,13 +32,15 @@ class Provenance:
 class Report:
     """`languages[language][direction][metric]`; a direction is text_to_image, image_to_text, or either `_rerank`.
 
-    `texts[language]` says which texts those were and how many were left out.
+    `texts[language]` says which texts those were and how many were left out; `skipped` counts, by reason, the samples
+    of the data that could not be read.
     """
 
     languages: dict[str, dict[str, dict[str, Any]]]
     texts: dict[str, dict[str, Any]]
     protocol: dict[str, str]
     provenance: Provenance
+    skipped: dict[str, int] = field(default_factory=dict)
 
     def directions(self) -> list[str]:
         """Directions that were measured, in their order."""
@@ -54,8 +56,8 @@ class Report:
         averages = {"mean": {way: self.mean(way) for way in self.directions()}}
         if set(self.languages) - {"en"}:
             averages["mean_without_en"] = {way: self.mean(way, without=("en",)) for way in self.directions()}
-        described = {"texts": self.texts, "protocol": self.protocol, **asdict(self.provenance)}
-        return {"languages": self.languages, **averages, **described}
+        described = {"texts": self.texts, "skipped": self.skipped, "protocol": self.protocol}
+        return {"languages": self.languages, **averages, **described, **asdict(self.provenance)}
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
@@ -63,7 +65,7 @@ class Report:
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
             provenance = Provenance(**{name: stored[name] for name in Provenance.__dataclass_fields__})
-            return cls(stored["languages"], stored["texts"], stored["protocol"], provenance)
+            return cls(stored["languages"], stored["texts"], stored["protocol"], provenance, stored["skipped"])
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no report of `cclm evaluate` ({error!r}); write it again") from error
 

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from cclm.evaluation import metrics
 from cclm.evaluation.encoding import (
-    Decode,
     EncodedImages,
     EncodedTexts,
     EncodingOptions,
+    ImageViews,
     Matcher,
     Processor,
+    encode_images,
     encode_texts,
-    image_batches,
     match_scores,
 )
 from cclm.evaluation.metrics import Array, Ranks, Relevance, checked_embeddings
@@ -125,21 +125,22 @@ def evaluate_retrieval(
     model: Encoder,
     processor: Processor,
     records: Iterable[Record],
-    decode: Decode,
+    views: ImageViews,
     provenance: Provenance,
     options: RetrievalOptions | None = None,
 ) -> Report:
-    """Encode every image once and every distinct text of a language once, then score both directions per language.
+    """Encode each distinct image and, by language, each distinct text once; score both directions per language.
 
-    `decode` turns a record's bytes into an image and is where damaged or oversized files are refused.
-    Errors: ValueError for no records, a record without an image, a language without texts (names those present), or
+    `views` encodes the images of some records: `encoding.pixel_views`, or a look-up of states computed before.
+    Errors: what `views` raises; ValueError for no records, a language without texts (names those present), or
     `rerank` on a model without a matching head.
     """
     options = options or RetrievalOptions()
     if options.rerank and not all(hasattr(model, part) for part in ("project", "fuse", "match_logits")):
         raise ValueError(f"rerank is {options.rerank}, but {type(model).__name__} has no matching head; give 0")
     seen: list[Record] = []
-    images = _encode_images(model, processor, _noted(records, seen), decode, options)
+    noted = _noted(records, seen)
+    images = encode_images(model, noted, views, options.encoding, keep_states=options.rerank > 0)
     by_language = _texts(seen, options)
     languages = {}
     for language, texts in by_language.items():
@@ -193,22 +194,6 @@ def _noted(records: Iterable[Record], seen: list[Record]) -> Iterator[Record]:
         yield record
 
 
-def _encode_images(
-    model: Encoder, processor: Processor, records: Iterable[Record], decode: Decode, options: RetrievalOptions
-) -> EncodedImages:
-    embeddings, states, masks = [], [], []
-    for _, view in image_batches(model, processor, records, decode, options.encoding):
-        embeddings.append(view.embedding.float().cpu())
-        if options.rerank:
-            states.append(view.states.cpu())
-            masks.append(view.mask.cpu())
-    if not embeddings:
-        raise ValueError("no image records to evaluate: the data is empty; build it with `cclm data build`")
-    if not options.rerank:
-        return EncodedImages(torch.cat(embeddings), None, None)
-    return EncodedImages(torch.cat(embeddings), torch.cat(states), torch.cat(masks))
-
-
 def _texts(records: list[Record], options: RetrievalOptions) -> dict[str, LanguageTexts]:
     """The texts to evaluate, by language: English first, the others by code."""
     captioned = Counter(lang for record in records for lang, texts in record.captions.items() if texts)
@@ -254,7 +239,7 @@ def _rerank(
     to_image, to_text = both
     image_candidates = metrics.top(to_image.queries, to_image.gallery, min(options.rerank, len(to_image.gallery)))
     text_candidates = metrics.top(to_text.queries, to_text.gallery, min(options.rerank, len(to_text.gallery)))
-    count = len(texts.embeddings)
+    count = len(texts.rows)
     wanted = [
         image_candidates[1] * count + torch.arange(count)[:, None],  # (T, C) codes: image row * T + text row
         to_text.images[:, None] * count + text_candidates[1],  # (Q, C)
