@@ -16,6 +16,7 @@ from cclm.types import Record
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp"})
 TEXT_SUFFIXES = frozenset({"json", "txt"})
 MEMBER_BYTES = 64 * 2**20  # one member: a 64 megapixel jpeg is about half of this
+TEXT_BYTES = 16 * 2**20  # one json or txt: parsed, it takes some ten times as much memory
 SAMPLE_BYTES = 96 * 2**20  # all members of one sample
 
 _KEY = re.compile(r"[^./#\s][^.#\s]*")
@@ -44,7 +45,8 @@ def image_suffix(image: bytes) -> str | None:
 def check_suffix(suffix: str) -> None:
     """Raise SampleError for a member that the decoder table does not name."""
     if suffix not in IMAGE_SUFFIXES and suffix not in TEXT_SUFFIXES:
-        raise SampleError(f"unknown member .{suffix}" if suffix else "member without a suffix")
+        shown = re.sub(r"[^\w.+-]", "?", suffix)[:16]  # a foreign name must not write our log lines
+        raise SampleError(f"unknown member .{shown}" if suffix else "member without a suffix")
 
 
 def _parse_json(data: bytes) -> dict[str, Any]:
@@ -145,7 +147,10 @@ def encode_text_member(records: Sequence[Record]) -> bytes:
     """The json of many text records. Errors: ValueError naming the record."""
     for record in records:
         _check_texts(record)
-    return _dump({"sentences": [record.parallel for record in records]})
+    data = _dump({"sentences": [record.parallel for record in records]})
+    if len(data) > TEXT_BYTES:
+        raise ValueError(f"{len(records)} rows take {len(data)} bytes, over {TEXT_BYTES}; lower rows_per_member")
+    return data
 
 
 def _dump(fields: dict[str, Any]) -> bytes:

@@ -10,7 +10,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -94,15 +94,21 @@ class ShardWriter(AbstractContextManager):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        if error is None:
-            try:
-                self._finish()
-            except BaseException as failure:
-                self._whole.__exit__(type(failure), failure, failure.__traceback__)
-                raise
-        elif self._tar is not None:
-            self._tar.fileobj.close()  # not close(): that would write to a disk which may be full
-        return self._whole.__exit__(kind, error, trace)
+        if error is not None:
+            self._abandon()
+            return self._whole.__exit__(kind, error, trace)
+        try:
+            self._finish()
+        except BaseException as failure:
+            self._abandon()
+            self._whole.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        return self._whole.__exit__(None, None, None)
+
+    def _abandon(self) -> None:
+        if self._tar is not None:
+            with suppress(OSError):  # closing flushes, to a disk that may be full; the folder goes anyway
+                self._tar.fileobj.close()
 
     def write(self, record: Record) -> None:
         kind = "text" if record.image is None else "image"
@@ -136,7 +142,7 @@ class ShardWriter(AbstractContextManager):
 
     def _add(self, name: str, data: bytes) -> None:
         if self._tar is None:
-            self._tar = tarfile.open(self._folder / f"{len(self._shards):06d}.tar", "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+            self._tar = tarfile.open(self._folder / f"{len(self._shards):06d}.tar", "w", format=tarfile.PAX_FORMAT)
         member = tarfile.TarInfo(name)  # no time, no owner: equal records give equal checksums
         member.size = len(data)
         self._tar.addfile(member, io.BytesIO(data))

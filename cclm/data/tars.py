@@ -12,7 +12,15 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cclm.data.records import IMAGE_SUFFIXES, MEMBER_BYTES, SAMPLE_BYTES, SampleError, check_suffix
+from cclm.data.records import (
+    IMAGE_SUFFIXES,
+    MEMBER_BYTES,
+    SAMPLE_BYTES,
+    TEXT_BYTES,
+    TEXT_SUFFIXES,
+    SampleError,
+    check_suffix,
+)
 
 _BLOCK = 512
 _LONG_NAME_BYTES = 64 * 1024
@@ -34,7 +42,7 @@ class ShardFile:
         if path.startswith("pipe:"):
             self._handle = _spool(path.removeprefix("pipe:"))
         else:
-            self._handle = open(path, "rb")  # noqa: SIM115 (lives as long as this object)
+            self._handle = open(path, "rb")
         self.size = os.fstat(self._handle.fileno()).st_size
 
     def read(self, offset: int, size: int) -> bytes:
@@ -45,7 +53,7 @@ class ShardFile:
 
 
 def _spool(command: str) -> tempfile._TemporaryFileWrapper:
-    spool = tempfile.TemporaryFile()  # noqa: SIM115
+    spool = tempfile.TemporaryFile()
     with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         shutil.copyfileobj(process.stdout, spool)
@@ -83,8 +91,9 @@ class Sample:
             check_suffix(suffix)
         except SampleError as error:
             self.bad = error.reason
-        if slot.size > MEMBER_BYTES or self.bytes > SAMPLE_BYTES:
-            self.bad = f"over {MEMBER_BYTES >> 20} MiB a member or {SAMPLE_BYTES >> 20} MiB a sample"
+        most = TEXT_BYTES if suffix in TEXT_SUFFIXES else MEMBER_BYTES
+        if slot.size > most or self.bytes > SAMPLE_BYTES:
+            self.bad = f"member over {most >> 20} MiB or sample over {SAMPLE_BYTES >> 20} MiB"
         elif suffix in IMAGE_SUFFIXES:
             if self.image is not None:
                 self.bad = "two images under one key"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from cclm.types import Record
 
 WORDS = {
     "en": "one two three four five six seven eight nine ten a dog runs over green grass and red houses".split(),
-    "de": "eins zwei drei vier fünf sechs sieben acht neun zehn ein Hund läuft über grünes Gras und rote Häuser".split(),
+    "de": "eins zwei drei vier fünf sechs sieben acht neun zehn ein Hund läuft über Gras und rote Häuser".split(),
     "fr": "un deux trois quatre cinq six sept huit neuf dix chien court sur herbe verte et maisons rouges".split(),
 }
 
@@ -46,6 +48,17 @@ def image_records(count: int, start: int = 0) -> Iterator[Record]:
 def text_records(count: int) -> Iterator[Record]:
     for number in range(count):
         yield Record("", parallel={language: sentence(language, number) for language in WORDS})
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """Writing a file past `limit` bytes raises OSError, as the kernel does it on a full disk, in mid-write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

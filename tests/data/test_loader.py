@@ -65,6 +65,7 @@ def test_resume_at_a_random_step_gives_the_next_unseen_sample(
         assert torch.equal(ours.batches["texts"].context.input_ids, theirs.batches["texts"].context.input_ids)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_resumed_twice_with_workers(photos: Path, texts: Path, processor: CCLMProcessor) -> None:
     whole = _keys(list(_loader(photos, texts, processor, 3, steps=17)))
     seen, state = [], None
@@ -114,11 +115,12 @@ def test_uneven_shards_do_not_hang(tmp_path: Path, processor: CCLMProcessor) -> 
         assert len(list(make_loader(dataset, steps_per_epoch=12, num_workers=2))) == 12
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_reader_without_any_sample_stops_with_one_line(tmp_path: Path, processor: CCLMProcessor) -> None:
     write_shards(image_records(2), tmp_path / "train")
     stream = StreamConfig("photos", str(tmp_path / "train"), ImageCaption(), batch_size=2)
     dataset = PairLoader([stream], processor, PixelReader(processor, train=False))
-    with pytest.raises(ValueError, match="nothing readable for reader 3 of 3.*use fewer workers") as raised:
+    with pytest.raises(ValueError, match=r"nothing readable for reader 3 of 3.*use fewer workers") as raised:
         list(make_loader(dataset, steps_per_epoch=4, num_workers=3))
     assert "\n" not in str(raised.value)
 
@@ -152,7 +154,7 @@ def test_too_many_bad_images_are_fatal(tmp_path: Path, processor: CCLMProcessor)
     write_shards([*records, *image_records(20, start=20)], tmp_path / "train", samples_per_shard=10)
     stream = StreamConfig("photos", str(tmp_path / "train"), ImageCaption(), batch_size=5)
     dataset = PairLoader([stream], processor, PixelReader(processor, train=False))
-    with pytest.raises(ValueError, match="x image not readable.*over max_bad_share=0.1"):
+    with pytest.raises(ValueError, match=r"x image not readable.*over max_bad_share=0.1"):
         list(make_loader(dataset, steps_per_epoch=60))
 
 
@@ -175,7 +177,7 @@ def test_language_unknown_to_the_shards_is_named(texts: Path, processor: CCLMPro
 
 def test_a_stream_that_gives_no_pair_stops(photos: Path, processor: CCLMProcessor) -> None:
     stream = StreamConfig("photos", str(photos), Translation(["en", "de"]), batch_size=2)
-    with pytest.raises(ValueError, match="gave no pair.*no two texts in wanted languages"):
+    with pytest.raises(ValueError, match=r"gave no pair.*no two texts in wanted languages"):
         list(make_loader(PairLoader([stream], processor), steps_per_epoch=1))
 
 
