@@ -1,0 +1,81 @@
+"""How much of an exact search is the product itself: FAISS against a bare matrix product of the same scores.
+
+python benchmarks/search.py        # about 20 s; writes benchmarks/results/search.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from cclm.retrieval.index import ImageIndex, build_index
+from cclm.retrieval.store import Entry, ModelSource
+from cclm.storage import whole_file
+
+ROWS, DIM, QUERIES, K, ROUNDS = 99_999, 256, 128, 10, 5  # one row below the threshold of approximate search
+RESULT = Path(__file__).parent / "results" / "search.json"
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def main() -> None:
+    generator = np.random.default_rng(0)
+    vectors = generator.standard_normal((ROWS, DIM), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = vectors[:: ROWS // QUERIES][:QUERIES] + 0.05 * generator.standard_normal((QUERIES, DIM), dtype=np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "index"
+        entries = [Entry(str(row)) for row in range(ROWS)]
+        building = seconds(lambda: build_index([(entries, vectors)], output, ModelSource(folder, "")))
+        opening = seconds(lambda: ImageIndex.open(output))
+        index = ImageIndex.open(output)
+        times: dict[str, list[float]] = {"search": [], "one_query": [], "sgemm": []}
+        for _ in range(ROUNDS + 1):  # interleaved: a slow moment of the machine meets all of them
+            times["search"].append(seconds(lambda: index.search(queries, K)))
+            times["one_query"].append(seconds(lambda: index.search(queries[:1], K)))
+            times["sgemm"].append(seconds(lambda: queries @ vectors.T))
+    medians = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first round warms up
+    result = {
+        "question": "exact search through an index folder against a bare float32 product of the same scores",
+        "rows": ROWS, "dim": DIM, "queries": QUERIES, "k": K, "rounds": ROUNDS,
+        "build_s": round(building, 3), "open_and_verify_s": round(opening, 3),
+        "search_s": [round(value, 4) for value in times["search"][1:]],
+        "sgemm_s": [round(value, 4) for value in times["sgemm"][1:]],
+        "queries_per_s": round(QUERIES / medians["search"], 1),
+        "one_query_ms": round(1000 * medians["one_query"], 2),
+        "sgemm_gflops": round(2e-9 * ROWS * DIM * QUERIES / medians["sgemm"], 1),
+        "sgemm_share": round(medians["sgemm"] / medians["search"], 3),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {"processor": processor_name(), "cores": os.cpu_count(), "load_1min": round(os.getloadavg()[0], 2)},
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "faiss": faiss.__version__},
+        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),
+    }  # fmt: skip
+    with whole_file(RESULT) as path:
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
