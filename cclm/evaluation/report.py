@@ -71,14 +71,20 @@ class Report:
 
     def write(self, path: Path | str, baseline: Report | None = None) -> None:
         """Write the JSON file and, beside it, the chart under the same name as PNG."""
-        path = Path(path)
-        if path.suffix != ".json":
-            raise ValueError(f"report path {path} must end in .json; the chart goes beside it as .png")
+        path = check_output(path)
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         with whole_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
         with whole_file(path.with_suffix(".png")) as partial:
             chart(self, partial, baseline)
+
+
+def check_output(path: Path | str) -> Path:
+    """The path of a report to be written: to be called before the work. Errors: ValueError for what is not .json."""
+    path = Path(path)
+    if path.suffix != ".json" or path.is_dir():
+        raise ValueError(f"report path {path} must be a file ending in .json; the chart goes beside it as .png")
+    return path
 
 
 def table(report: Report, baseline: Report | None = None) -> Group:

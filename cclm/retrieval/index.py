@@ -18,6 +18,7 @@ from torch import Tensor
 from cclm.retrieval.store import (
     INDEX_FILE,
     METADATA_FILE,
+    REBUILD,
     Entry,
     IndexManifest,
     Metadata,
@@ -179,10 +180,12 @@ class ImageIndex:
             listed = ", ".join(f"{name} {rows} rows" for name, rows in sizes.items())
             raise ValueError(
                 f"index {folder}: its files do not belong together ({listed}; width {manifest.dim} and {index.d}); "
-                "build the index again with `cclm index build`"
+                f"{REBUILD}"
             )
-        if manifest.search:
+        try:
             faiss.ParameterSpace().set_index_parameters(index, manifest.search)
+        except RuntimeError as error:
+            raise ValueError(f"index {folder}: search parameters {manifest.search!r} do not fit; {REBUILD}") from error
         return cls(folder, manifest, index, metadata)
 
     def __len__(self) -> int:
@@ -241,7 +244,7 @@ def _read(path: Path) -> faiss.Index:
         return faiss.read_index(str(path))
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:200]
-        raise ValueError(f"{path} is no readable FAISS index ({reason}); build it again") from error
+        raise ValueError(f"{path} is no readable FAISS index ({reason}); {REBUILD}") from error
     finally:
         for name, value in before.items():
             getattr(faiss, f"set_{name}")(value)

@@ -56,6 +56,13 @@ def test_blocks_do_not_change_ranks(block: int) -> None:
     assert torch.equal(rows, scores.topk(5).indices) and torch.allclose(best, scores.topk(5).values.float())
 
 
+@pytest.mark.parametrize(("budget", "largest"), [(1, 29), (100, 87), (10**6, 37 * 29)])
+def test_scores_in_memory_are_bounded(budget: int, largest: int) -> None:
+    blocks = list(metrics.score_blocks(torch.ones(37, 8), torch.ones(29, 8), budget))
+    assert max(scores.numel() for _, scores in blocks) == largest
+    assert sum(len(scores) for _, scores in blocks) == 37 and all(s.shape[1] == 29 for _, s in blocks)
+
+
 def test_gallery_tiles_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, gallery, relevant = tied_problem(3)
     relevance = Relevance.of(relevant, len(gallery))

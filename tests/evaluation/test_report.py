@@ -88,7 +88,7 @@ def test_table_fits_80_columns_and_holds_every_number() -> None:
 
 
 def test_report_path_must_be_json(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"must end in \.json"):
+    with pytest.raises(ValueError, match=r"must be a file ending in \.json"):
         made(["en"], 0.5).write(tmp_path / "report.txt")
 
 

@@ -188,6 +188,12 @@ def test_broken_manifest(folder: Path, text: str, message: str) -> None:
         ImageIndex.open(folder)
 
 
+def test_search_parameters_that_do_not_fit(folder: Path) -> None:
+    rewrite_manifest(folder, search="nprobe=many")
+    with pytest.raises(ValueError, match=r"search parameters 'nprobe=many' do not fit"):
+        ImageIndex.open(folder)
+
+
 def test_k_below_one_is_an_error_and_above_all_is_cut(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     index = ImageIndex.open(folder)
     with pytest.raises(ValueError, match="k is 0"):
