@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cclm needs Python 3.11 or newer and \
 	$(PYTHON) is $$($(PYTHON) --version 2>&1): run make PYTHON=python3.12, or whatever your newer one is called" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,emoji]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,quickstart]'
 	@touch $@
 
 # Prerequisites after `|` must exist but may be newer: an edited configuration or a fresh environment does not silently
@@ -45,6 +45,7 @@ quickstart: $(TRAINED)/pretrained/config.json $(UNTRAINED)/report.json $(TRAINED
 	@echo "  $(BIN)/cclm data build folder --source YOUR_PICTURES --output data/yours"
 
 $(EMOJI)/train/manifest.json: | $(INSTALLED)
+	@echo "fetching and drawing 7,000 emoji: about a minute"
 	$(BIN)/cclm data build emoji --source data/emoji_packages --output $(EMOJI)
 
 $(TOKENIZER)/tokenizer.json: | $(EMOJI)/train/manifest.json

@@ -136,7 +136,7 @@ def read_sentences(data: list[str], max_sentences: int, seed: int) -> dict[str, 
     generator = random.Random(seed)
     for entry in data:
         path, _, chosen = entry.partition(":")
-        wanted = set(chosen.split(",")) if chosen else None
+        wanted = set(chosen.split("+")) if chosen else None
         met = set()
         for record in read_records(path):
             texts = [(language, text) for language, found in record.captions.items() for text in found]
@@ -169,7 +169,7 @@ def tokenizer(
     """Train a sentencepiece tokenizer with XLM-R's special ids on the texts of built shards.
 
     Args:
-        data: split folders of built datasets; `folder:en,de` takes these languages only.
+        data: split folders of built datasets; `folder:en+de` takes these languages only.
         output: the folder to write, for `AutoTokenizer.from_pretrained`.
         vocab_size: number of pieces, the five special tokens included.
         temperature: 1 weighs languages by their number of sentences, 0 all alike.

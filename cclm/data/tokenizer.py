@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,8 +53,17 @@ def balance(sentences: Mapping[str, Sequence[str]], temperature: float, seed: in
             yield texts[index % len(texts)]
 
 
+def _reason(message: str) -> str:
+    """Sentencepiece's complaint in the user's terms; its counts leave out the mask."""
+    if largest := re.search(r"value <= (\d+)", message):
+        return f"it yields {int(largest[1]) + 1} pieces at most"
+    if smallest := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return f"its characters alone are {int(smallest[1]) + 1} pieces"
+    return "it is empty" if "sentences_.empty()" in message else message.strip().splitlines()[-1]
+
+
 def train_unigram(sentences: Iterable[str], vocab_size: int, *, lowercase: bool, character_coverage: float) -> bytes:
-    """A sentencepiece model of `vocab_size` pieces that expects text from `normalizer`, serialised."""
+    """A sentencepiece model that expects text from `normalizer`, serialised: `vocab_size` pieces but for the mask."""
     import sentencepiece
 
     tidy = normalizer(lowercase)
@@ -63,7 +73,7 @@ def train_unigram(sentences: Iterable[str], vocab_size: int, *, lowercase: bool,
             sentence_iterator=(tidy.normalize_str(sentence) for sentence in sentences),
             model_writer=written,
             model_type="unigram",
-            vocab_size=vocab_size,
+            vocab_size=vocab_size - 1,
             character_coverage=character_coverage,
             normalization_rule_name="identity",
             bos_id=0,
@@ -75,9 +85,8 @@ def train_unigram(sentences: Iterable[str], vocab_size: int, *, lowercase: bool,
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).split("]")[-1].strip().splitlines()[-1]
         raise ValueError(
-            f"tokenizer: no vocabulary of vocab_size={vocab_size} comes out of this text ({reason}): "
+            f"tokenizer: no vocabulary of vocab_size={vocab_size} comes out of this text ({_reason(str(error))}): "
             "choose another vocab_size, a lower character_coverage or more text"
         ) from None
     return written.getvalue()
@@ -132,7 +141,7 @@ def train_tokenizer(
         )
     if not 0 < character_coverage <= 1:
         raise ValueError(f"tokenizer: character_coverage={character_coverage} is outside 0..1: 1 keeps every character")
-    unigram = train_unigram(sentences, vocab_size - 1, lowercase=lowercase, character_coverage=character_coverage)
+    unigram = train_unigram(sentences, vocab_size, lowercase=lowercase, character_coverage=character_coverage)
     tokenizer = wrap(unigram, lowercase=lowercase)
     assert len(tokenizer) == vocab_size
     with whole_folder(output) as folder:
