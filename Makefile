@@ -7,8 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 EMOJI := data/emoji
 TOKENIZER := data/emoji_tokenizer
-TRAINED := runs/emoji
-UNTRAINED := runs/emoji_untrained
+RUN := runs/emoji
 
 .PHONY: help install quickstart test lint clean
 .DELETE_ON_ERROR:
@@ -31,16 +30,16 @@ $(INSTALLED): pyproject.toml
 
 # Prerequisites after `|` must exist but may be newer: an edited configuration or a fresh environment does not silently
 # train anew what is there. `make clean` does.
-quickstart: $(TRAINED)/pretrained/config.json $(UNTRAINED)/report.json $(TRAINED)/index/config.json
-	$(BIN)/cclm evaluate retrieval --model $(TRAINED)/pretrained --data $(EMOJI)/test \
-		--output $(TRAINED)/report.json --baseline $(UNTRAINED)/report.json
-	$(BIN)/cclm search $(TRAINED)/index "dog" -k 5
-	$(BIN)/cclm search $(TRAINED)/index "Hund" -k 5
-	$(BIN)/cclm search $(TRAINED)/index "犬" -k 5
+quickstart: $(RUN)/untrained.json $(RUN)/index/manifest.json
+	$(BIN)/cclm evaluate retrieval --model $(RUN)/pretrained --data $(EMOJI)/test \
+		--output $(RUN)/report.json --baseline $(RUN)/untrained.json
+	$(BIN)/cclm search $(RUN)/index "dog" -k 5
+	$(BIN)/cclm search $(RUN)/index "Hund" -k 5
+	$(BIN)/cclm search $(RUN)/index "犬" -k 5
 	@echo
 	@echo "What next:"
-	@echo "  $(BIN)/cclm search $(TRAINED)/index 'зонт'      # any of the 20 languages, or the path of a picture"
-	@echo "  $(BIN)/cclm evaluate retrieval --model $(TRAINED)/pretrained --data $(EMOJI)/test --rerank 16 --output $(TRAINED)/reranked.json"
+	@echo "  $(BIN)/cclm search $(RUN)/index 'зонт'      # any of the 20 languages, or the path of a picture"
+	@echo "  $(BIN)/cclm evaluate retrieval --model $(RUN)/pretrained --data $(EMOJI)/test --rerank 16 --output $(RUN)/reranked.json"
 	@echo "  $(BIN)/cclm fit --config configs/pretrain/emoji_full.yaml      # an hour on two cores, minutes on a GPU"
 	@echo "  $(BIN)/cclm data build folder --source YOUR_PICTURES --output data/yours"
 
@@ -51,17 +50,15 @@ $(EMOJI)/train/manifest.json: | $(INSTALLED)
 $(TOKENIZER)/tokenizer.json: | $(EMOJI)/train/manifest.json
 	$(BIN)/cclm data tokenizer --data '[$(EMOJI)/names]' --output $(TOKENIZER) --lowercase true
 
-$(TRAINED)/pretrained/config.json: | $(TOKENIZER)/tokenizer.json
+# Writes runs/emoji/untrained before the first step and runs/emoji/pretrained after the last.
+$(RUN)/pretrained/config.json: | $(TOKENIZER)/tokenizer.json
 	$(BIN)/cclm fit --config configs/pretrain/emoji.yaml
 
-$(UNTRAINED)/pretrained/config.json: | $(TOKENIZER)/tokenizer.json
-	$(BIN)/cclm fit --config configs/pretrain/emoji.yaml --trainer.max_steps 0 --trainer.default_root_dir $(UNTRAINED)
+$(RUN)/untrained.json: | $(RUN)/pretrained/config.json
+	$(BIN)/cclm evaluate retrieval --model $(RUN)/untrained --data $(EMOJI)/test --output $@
 
-$(UNTRAINED)/report.json: | $(UNTRAINED)/pretrained/config.json
-	$(BIN)/cclm evaluate retrieval --model $(UNTRAINED)/pretrained --data $(EMOJI)/test --output $@
-
-$(TRAINED)/index/config.json: | $(TRAINED)/pretrained/config.json
-	$(BIN)/cclm index build --model $(TRAINED)/pretrained --data $(EMOJI)/test --output $(TRAINED)/index
+$(RUN)/index/manifest.json: | $(RUN)/pretrained/config.json
+	$(BIN)/cclm index build --model $(RUN)/pretrained --data $(EMOJI)/test --output $(RUN)/index
 
 test: lint
 	$(BIN)/python -m pytest
@@ -70,4 +67,4 @@ lint: | $(INSTALLED)
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(TRAINED) $(UNTRAINED) $(EMOJI) $(TOKENIZER)
+	rm -rf $(RUN) $(EMOJI) $(TOKENIZER)
