@@ -1,0 +1,238 @@
+"""The command line: `cclm VERB ...`. Thin: every verb wires parts that know nothing of each other."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from cclm.evaluation.encoding import EncodingOptions
+    from cclm.models.model import CCLMModel
+    from cclm.models.processor import CCLMProcessor
+    from cclm.retrieval.index import Hit
+
+USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
+
+  fit | validate | test --config FILE      train a model, or measure it as the config says
+  data build RECIPE --source S --output O  raw data -> shards
+  data check DIR                           verify shards: counts, checksums, every sample
+  data tokenizer --data DIRS --output O    train a tokenizer on the texts of shards
+  evaluate retrieval --model M --data D    image-text retrieval per language: report.json, table, chart
+  index build --model M --data D --output O
+  search DIR QUERY [-k 10] [--json]        QUERY: text in any language, or an image file
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. What a user can get wrong ends as one line on standard error and exit status 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(level=os.environ.get("CCLM_LOG", "WARNING"), format="%(name)s: %(message)s")
+    try:
+        _run(arguments)
+    except (ValueError, OSError, TypeError) as error:
+        if os.environ.get("CCLM_LOG") == "DEBUG":
+            raise
+        print(f"cclm: {_first_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _run(arguments: list[str]) -> None:
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print(USAGE, end="")
+    elif verb in ("fit", "validate", "test"):
+        from cclm.training.cli import run
+
+        run(arguments)
+    elif (name := " ".join(arguments[:2])) in VERBS:
+        VERBS[name](arguments[2:])
+    elif verb in VERBS:
+        VERBS[verb](arguments[1:])
+    else:
+        raise ValueError(f"no verb {name!r}; there are fit, validate, test, {', '.join(VERBS)} (cclm --help)")
+
+
+def _parser(name: str, description: str) -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    class OneLine(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> None:
+            raise ValueError(f"{name}: {message}") from ex
+
+    return OneLine(prog=f"cclm {name}", description=description)
+
+
+def _data_build(arguments: list[str]) -> None:
+    from cclm.data.build import build
+
+    parser = _parser("data build", "Raw data -> shards.")
+    parser.add_argument("recipe", help="a file of data_recipes: folder, parallel_text, emoji ..")
+    parser.add_function_arguments(build, skip={"recipe"})
+    print(build(**parser.parse_args(arguments).as_dict()))
+
+
+def _data_check(arguments: list[str]) -> None:
+    from cclm.data.check import check_dataset
+
+    parser = _parser("data check", "Verify a built dataset; names every bad shard.")
+    parser.add_argument("directory", type=Path)
+    print(check_dataset(parser.parse_args(arguments).directory))
+
+
+def _data_tokenizer(arguments: list[str]) -> None:
+    from cclm.data.build import tokenizer
+
+    parser = _parser("data tokenizer", "Train a tokenizer on the texts of shards.")
+    parser.add_function_arguments(tokenizer)
+    print(tokenizer(**parser.parse_args(arguments).as_dict()))
+
+
+def _evaluate_retrieval(arguments: list[str]) -> None:
+    from rich.console import Console
+
+    from cclm.data.images import open_image
+    from cclm.data.shards import read_records
+    from cclm.evaluation.encoding import pixel_views
+    from cclm.evaluation.report import Provenance, Report, table
+    from cclm.evaluation.retrieval import RetrievalOptions, evaluate_retrieval
+    from cclm.retrieval.store import ModelSource
+
+    parser = _parser("evaluate retrieval", "Image-text retrieval per language, both directions.")
+    _add_inputs(parser)
+    parser.add_argument("--output", type=Path, required=True, help="report.json; the chart goes beside it")
+    parser.add_argument("--baseline", type=Path, default=None, help="another report to show beside this one")
+    parser.add_argument("--languages", type=list[str] | None, default=None, help="[de,fr]; all by default")
+    parser.add_argument("--rerank", type=int, default=0, help="candidates per query for the matching head")
+    parser.add_argument("--encoding", type=_encoding_options(), default=_encoding_options()())
+    given = parser.parse_args(arguments)
+    baseline = Report.read(given.baseline) if given.baseline else None
+    source = ModelSource.of(given.model)
+    model, processor = _load(given.model, given.device)
+    provenance = Provenance(source.path, source.sha256, given.data, _data_hash(given.data), date.today().isoformat())
+    languages = tuple(given.languages) if given.languages else None
+    options = RetrievalOptions(languages, rerank=given.rerank, encoding=parser.instantiate_classes(given).encoding)
+    views = pixel_views(model, processor, lambda data: open_image(data, processor.image_size))
+    report = evaluate_retrieval(model, processor, read_records(given.data), views, provenance, options)
+    report.write(given.output, baseline)
+    Console().print(table(report, baseline))
+
+
+def _index_build(arguments: list[str]) -> None:
+    from cclm.data.images import open_image
+    from cclm.data.shards import read_records
+    from cclm.evaluation.encoding import EncodingOptions, image_batches, pixel_views
+    from cclm.retrieval.index import build_index
+    from cclm.retrieval.store import Entry, ModelSource
+
+    parser = _parser("index build", "Embed the images of shards and index them.")
+    _add_inputs(parser)
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    source = ModelSource.of(given.model)
+    model, processor = _load(given.model, given.device)
+    views = pixel_views(model, processor, lambda data: open_image(data, processor.image_size))
+
+    def embedded() -> Iterator[tuple[list[Entry], Any]]:
+        for records, view in image_batches(model, read_records(given.data), views, EncodingOptions()):
+            yield [Entry(record.key, record.captions) for record in records], view.embedding.float().cpu()
+
+    manifest = build_index(embedded(), given.output, source, given.data)
+    print(f"{given.output}: {manifest.rows} images, {manifest.factory} index of width {manifest.dim}")
+
+
+def _search(arguments: list[str]) -> None:
+    from cclm.data.images import open_image
+    from cclm.retrieval.index import ImageIndex, query_kind
+
+    parser = _parser("search", "Search an index with a text in any language or an image file.")
+    parser.add_argument("index", type=Path)
+    parser.add_argument("query", type=str)
+    parser.add_argument("-k", type=int, default=10, help="number of hits")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--model", type=Path, default=None, help="the model's folder, where it has moved")
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args(arguments)
+    kind = query_kind(given.query)
+    index = ImageIndex.open(given.index)
+    model, processor = _load(index.model(given.model), given.device)
+    if kind == "image":
+        inputs = _image_input(processor, open_image(Path(given.query).read_bytes(), processor.image_size))
+    else:
+        inputs = processor.texts([given.query])
+    hits = index.search(_embedding(model, inputs), given.k)[0]
+    print(json.dumps([vars(hit) for hit in hits], ensure_ascii=False) if given.json else _listed(hits))
+
+
+def _embedding(model: CCLMModel, inputs: Any) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return inputs.to(model.device).encode(model).embedding.float().cpu()
+
+
+def _image_input(processor: CCLMProcessor, image: Any) -> Any:
+    from cclm.types import ImageInput
+
+    return ImageInput(processor.images([image]))
+
+
+def _listed(hits: list[Hit]) -> str:
+    def caption(hit: Hit) -> str:
+        texts = hit.captions.get("en") or next(iter(hit.captions.values()), [""])
+        return texts[0]
+
+    return "\n".join(f"{hit.rank:3d}  {hit.score:6.3f}  {hit.key}  {caption(hit)}" for hit in hits)
+
+
+def _add_inputs(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, help="a pretrained folder")
+    parser.add_argument("--data", type=str, required=True, help="a split folder of shards, a tar or a pattern")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda ..")
+
+
+def _encoding_options() -> type[EncodingOptions]:
+    from cclm.evaluation.encoding import EncodingOptions
+
+    return EncodingOptions
+
+
+def _load(folder: Path, device: str) -> tuple[CCLMModel, CCLMProcessor]:
+    from transformers.utils import logging as transformers_logging
+
+    from cclm.models.model import CCLMModel
+    from cclm.models.processor import CCLMProcessor
+
+    transformers_logging.disable_progress_bar()
+    return CCLMModel.from_pretrained(folder).eval().to(device), CCLMProcessor.from_pretrained(folder)
+
+
+def _data_hash(source: str) -> str:
+    from cclm.data.shards import MANIFEST
+    from cclm.storage import file_hash
+
+    manifest = Path(source) / MANIFEST
+    return file_hash(manifest) if manifest.is_file() else ""
+
+
+VERBS = {
+    "data build": _data_build,
+    "data check": _data_check,
+    "data tokenizer": _data_tokenizer,
+    "evaluate retrieval": _evaluate_retrieval,
+    "index build": _index_build,
+    "search": _search,
+}

@@ -1,0 +1,99 @@
+"""What happens beside the steps: speed and losses on the progress bar, data position, export of the pretrained folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from cclm.data.loader import StepBatch
+from cclm.storage import whole_file, whole_folder
+
+
+class Position(pl.Callback):
+    """Tells the data module which batch has been trained on, so that a checkpoint resumes at the next one."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, system: pl.LightningModule, outputs: Any, batch: StepBatch, index: int
+    ) -> None:
+        trainer.datamodule.progress.update(batch)
+
+
+class Speed(pl.Callback):
+    """Logs samples/s, the share of time spent waiting for data, and how many samples were skipped so far."""
+
+    def __init__(self, every_n_steps: int = 20) -> None:
+        self.every_n_steps = every_n_steps
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start = self._last_end = time.perf_counter()
+        self._samples, self._waited = 0, 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
+        self._reset()
+
+    def on_validation_end(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
+        self._reset()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, system: pl.LightningModule, batch: StepBatch, index: int
+    ) -> None:
+        self._waited += time.perf_counter() - self._last_end
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, system: pl.LightningModule, outputs: Any, batch: StepBatch, index: int
+    ) -> None:
+        self._samples += sum(len(pairs) for pairs in batch.batches.values())
+        self._last_end = now = time.perf_counter()
+        if trainer.global_step % self.every_n_steps or now == self._start:
+            return
+        seconds = now - self._start
+        skipped = float(trainer.datamodule.progress.skipped.total())
+        system.log("speed/samples_per_second", self._samples / seconds * trainer.world_size, prog_bar=True)
+        system.log("speed/data_wait", self._waited / seconds, prog_bar=True)
+        system.log("data/skipped", skipped, prog_bar=skipped > 0)
+        self._reset()
+
+
+class Export(pl.Callback):
+    """Writes the pretrained folder (weights, config, processor) when training ends; `initial` also before it starts."""
+
+    def __init__(self, folder: str, initial: str | None = None) -> None:
+        self.folder, self.initial = folder, initial
+
+    def on_train_start(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
+        if self.initial and trainer.global_step == 0:
+            self._write(trainer, system, self.initial)
+
+    def on_fit_end(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
+        self._write(trainer, system, self.folder)
+
+    def _write(self, trainer: pl.Trainer, system: pl.LightningModule, folder: str) -> None:
+        if trainer.is_global_zero:
+            with whole_folder(folder) as partial:
+                system.model.save_pretrained(partial)
+                system.processor.save_pretrained(partial)
+        trainer.strategy.barrier("export")
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are whole or absent, also when the disk is full or the machine stops; nothing is unpickled."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        with whole_file(path) as partial:
+            torch.save(checkpoint, partial)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        """Errors: ValueError where there is no checkpoint, or the file is damaged or holds more than tensors."""
+        if not Path(path).is_file():
+            raise ValueError(f"no checkpoint at {path}; leave --ckpt_path out to start anew")
+        try:
+            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path} is not a checkpoint of `cclm fit` ({reason}); use an earlier one") from None

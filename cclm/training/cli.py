@@ -1,0 +1,89 @@
+"""`cclm fit | validate | test`: LightningCLI over the system and the data module."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from cclm.training.callbacks import Position, Speed, WholeCheckpoints
+from cclm.training.datamodule import PairDataModule
+from cclm.training.settings import ProcessorSettings
+from cclm.training.system import CrossViewSystem
+
+
+class Parser(LightningArgumentParser):
+    """Says in one line what a config gets wrong, with the nearest key there is."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ValueError(_one_line(message, self)) from ex
+
+
+class CrossViewTrainer(Trainer):
+    """Lightning's Trainer with what every run here needs: the data position, speed figures, whole checkpoints."""
+
+    def __init__(self, *args: Any, callbacks: list[Callback] | Callback | None = None, **kwargs: Any) -> None:
+        given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+        plugins = kwargs.pop("plugins", None) or []
+        own = [WholeCheckpoints(), *(plugins if isinstance(plugins, list) else [plugins])]
+        super().__init__(*args, callbacks=[Position(), Speed(), *given], plugins=own, **kwargs)
+
+
+class TrainingCLI(LightningCLI):
+    """One YAML file is one run: seed, trainer, processor, model, data."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(ProcessorSettings, "processor")
+        for part in ("model", "data"):
+            parser.link_arguments("processor", f"{part}.processor", apply_on="instantiate")
+            parser.link_arguments("seed_everything", f"{part}.seed", compute_fn=int)
+
+    def instantiate_trainer(self, **kwargs: object) -> Trainer:
+        config = self.config.get(str(self.subcommand), self.config)
+        _check_streams(self.model, self.datamodule)
+        Path(config.trainer.default_root_dir or ".").mkdir(parents=True, exist_ok=True)
+        return super().instantiate_trainer(**kwargs)
+
+
+def run(arguments: list[str]) -> None:
+    """Run one verb with its arguments. Errors: ValueError, OSError with one line for the user."""
+    # With `args` given, Lightning warns wherever the program itself had arguments.
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+    TrainingCLI(
+        CrossViewSystem,
+        PairDataModule,
+        args=arguments,
+        parser_class=Parser,
+        parser_kwargs={"parser_mode": "omegaconf+"},
+        trainer_class=CrossViewTrainer,
+        save_config_callback=SaveConfigCallback,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+
+
+def _check_streams(system: CrossViewSystem, data: PairDataModule) -> None:
+    trained, read = set(system.objectives), {stream.name for stream in data.streams}
+    if trained != read:
+        raise ValueError(
+            f"model.objectives are for streams {sorted(trained)}, data.streams are {sorted(read)}; name the same ones"
+        )
+
+
+def _one_line(message: str, parser: Parser) -> str:
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    text = " ".join(lines)
+    unknown = re.search(r"(?:Key|key|arguments?:|option) '?-{0,2}([\w.]+)'? ?(?:is not expected|not|$)?", text)
+    if unknown and re.search(r"not expected|[Uu]nrecognized|not accepted|does not accept", text):
+        key = unknown[1]
+        known = [action.dest for action in parser._actions]
+        near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+        return f"{text}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return text

@@ -1,0 +1,93 @@
+"""What a config says about the processor, the network and how a step is computed."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from cclm.models.convert import load_backbone, load_xlm_roberta, read_weights
+from cclm.models.model import CCLMConfig, CCLMModel
+from cclm.models.processor import CCLMProcessor, ImageSettings
+
+
+@dataclass(frozen=True)
+class ProcessorSettings:
+    """Tokenizer folder (`cclm data tokenizer`, or a transformers name such as xlm-roberta-base) and image settings."""
+
+    tokenizer: str
+    image: ImageSettings = ImageSettings()  # noqa: RUF009 (frozen)
+    max_tokens: int = 64
+
+    def build(self) -> CCLMProcessor:
+        """Errors: ValueError where there is no tokenizer."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no tokenizer at {self.tokenizer} ({str(error).splitlines()[0]}); train one with `cclm data tokenizer`"
+            ) from None
+        return CCLMProcessor(tokenizer, self.image, self.max_tokens)
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Geometry and initial weights of the network.
+
+    `pretrained`: a folder to start from, instead of `config`. `backbone_weights`, `text_weights`: files for the image
+    encoder (timm names or order) and for the text layers (XLM-R); `package:NAME` finds the file inside a Python package.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    pretrained: str | None = None
+    backbone_weights: str | None = None
+    text_weights: str | None = None
+
+    def build(self, processor: CCLMProcessor) -> tuple[CCLMModel, set[str]]:
+        """The model, and the names of its parameters that no weights filled."""
+        if self.pretrained:
+            return CCLMModel.from_pretrained(self.pretrained), set()
+        geometry = {"vocab_size": processor.vocab_size, "image_size": processor.image_size, **self.config}
+        model = CCLMModel(CCLMConfig(**_known(geometry)))
+        filled: set[str] = set()
+        if self.backbone_weights:
+            report = load_backbone(model.image_encoder.backbone, read_weights(self.backbone_weights))
+            filled |= {f"image_encoder.backbone.{name}" for name in report.filled}
+        if self.text_weights:
+            filled |= set(load_xlm_roberta(model, read_weights(_weight_file(self.text_weights))).filled)
+        return model, {name for name, _ in model.named_parameters()} - filled
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """How a step is computed, never what: compiled or not, activations kept or recomputed."""
+
+    compile: bool = False
+    compile_backend: str = "inductor"
+    checkpoint_activations: bool = False
+
+    def apply(self, model: CCLMModel) -> None:
+        if self.checkpoint_activations:
+            model.checkpoint_activations()
+        if self.compile:
+            for part in (model.image_encoder, model.text_encoder, model.fusion):
+                part.compile(dynamic=True, backend=self.compile_backend)
+
+
+def _known(geometry: dict[str, Any]) -> dict[str, Any]:
+    keys = [f.name for f in fields(CCLMConfig)]
+    for key in geometry:
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, 1)
+            raise ValueError(f"network.config has no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return geometry
+
+
+def _weight_file(path: str) -> Path | str:
+    """A transformers folder stands for the weight file in it."""
+    folder = Path(path)
+    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin")] if folder.is_dir() else []
+    return next((file for file in files if file.is_file()), path)
