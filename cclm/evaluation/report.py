@@ -151,7 +151,7 @@ def chart(report: Report, path: Path, baseline: Report | None = None, direction:
     if f"{direction}_rerank" in report.directions():
         series.append(("reranked by matching", report, f"{direction}_rerank", "#e0872b"))
     if baseline:
-        series.append((Path(baseline.provenance.model).name or "baseline", baseline, direction, "#9aa3ae"))
+        series.append((f"baseline: {Path(baseline.provenance.model).name}", baseline, direction, "#9aa3ae"))
     figure = Figure(
         figsize=(min(15.0, max(6.5, 1.6 + 0.2 * len(names) * (len(series) + 1))), 4.2), layout="constrained"
     )
@@ -172,7 +172,7 @@ def chart(report: Report, path: Path, baseline: Report | None = None, direction:
     axes.set_title(f"{direction.replace('_', ' ')} retrieval, gallery of {gallery:,}", loc="left", fontsize=11)
     axes.grid(axis="y", color="#e3e6ea", zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=len(series) + 1, loc="lower right", bbox_to_anchor=(1, 0.99), fontsize=9)
+    figure.legend(frameon=False, ncols=len(series) + 1, loc="outside lower center", fontsize=9)
     figure.savefig(path, dpi=150, format="png")
 
 
