@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -54,6 +55,10 @@ class RetrievalTask:
             for way, scores in ways.items()
             for metric in LOGGED
         }
+
+    def to(self, device: torch.device, **options: bool) -> Self:
+        """A task is no batch of tensors: Lightning finds nothing to move."""
+        return self
 
     def _views(self, model: CCLMModel, processor: CCLMProcessor) -> ImageViews:
         if self.cache is None:
