@@ -147,18 +147,18 @@ class BatchStream:
         """Images of a batch; a bad one's pair gives way to the stream's next, so that batches keep their size."""
         if self._images is None:
             raise ValueError(f"stream {self._config.name} draws images, but no image reader was given to the loader")
-        good, inputs = [], []
-        for item in drawn:
-            while True:
-                try:
-                    inputs.append(self._images.read(self._request(item)))
-                    break
-                except SampleError as error:
-                    self._stream.count_bad(error.reason, item.pair.key)
-                    item = self._draw()
-                    self._spares += 1
-            good.append(item)
-        return good, self._images.collate(inputs)
+        good = list(drawn)
+        images = self._images.start()
+        row = 0
+        while row < len(good):
+            try:
+                images.add(self._request(good[row]))
+                row += 1
+            except SampleError as error:
+                self._stream.count_bad(error.reason, good[row].pair.key)
+                good[row] = self._draw()
+                self._spares += 1
+        return good, images.finish()
 
     def _request(self, item: _Drawn) -> ImageRequest:
         assert item.located.slot is not None

@@ -71,18 +71,26 @@ def _captions(value: Any) -> dict[str, list[str]]:
         raise SampleError("captions are not {language: [text, ..]}")
     captions: dict[str, list[str]] = {}
     for language, texts in value.items():
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        if not isinstance(texts, list):
             raise SampleError("captions are not {language: [text, ..]}")
-        kept = [text for text in texts if text.strip()]
+        try:
+            whole = all(map(str.strip, texts))  # without a loop of our own: this runs for every record of every epoch
+        except TypeError as error:
+            raise SampleError("captions are not {language: [text, ..]}") from error
+        kept = texts if whole else [text for text in texts if text.strip()]
         if kept:
             captions[language] = kept
     return captions
 
 
 def _parallel(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+    if not isinstance(value, dict):
         raise SampleError("sentences are not {language: text}")
-    return {language: text for language, text in value.items() if text.strip()}
+    try:
+        whole = all(map(str.strip, value.values()))
+    except TypeError as error:
+        raise SampleError("sentences are not {language: text}") from error
+    return value if whole else {language: text for language, text in value.items() if text.strip()}
 
 
 def decode_image_record(key: str, image: bytes, texts: Mapping[str, bytes], language: str = "en") -> Record:

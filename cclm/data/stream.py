@@ -67,6 +67,14 @@ class Located:
     epoch: int
 
 
+@dataclass(frozen=True)
+class _Group:
+    """What some shards hold: images located, rows of text decoded; and (reason, where, samples) of what is left out."""
+
+    items: list[Sample | Record]
+    damage: list[tuple[str, str, int]]
+
+
 class RecordStream:
     """Records of one or several folders of shards, forever.
 
@@ -87,6 +95,7 @@ class RecordStream:
         self._epoch = self._group = self._position = 0
         self._seen = self._bad = self._good_in_epoch = 0
         self._items: list[Sample | Record] | None = None
+        self._whole: _Group | None = None
         self._counted = False  # the counts already hold what loading the present group leaves out
 
     @property
@@ -169,25 +178,37 @@ class RecordStream:
 
     def _load_group(self) -> list[Sample | Record]:
         """The present group, permuted: rows of text members decoded, images only located."""
+        paths = self._groups()[self._group]
+        group = self._whole or self._read_group(paths)
+        if len(paths) == len(self.paths):
+            self._whole = group  # a dataset of one group is read once, not once per epoch
+        if not self._counted:
+            # Readers that take every n-th record all see the same damage: each counts it, as each loses by it.
+            for reason, where, samples in group.damage:
+                self.count_bad(reason, where, samples)
+        order = permutation_of(len(group.items), self.settings.seed, "records", self._epoch, self._group)
+        if not self._by_shard:  # turned by the group so that small groups do not always favour the same reader
+            order = order[(self.share.index + self._group) % self.share.total :: self.share.total]
+        return [group.items[i] for i in order]
+
+    def _read_group(self, paths: list[str]) -> _Group:
         items: list[Sample | Record] = []
-        for path in self._groups()[self._group]:
+        damage: list[tuple[str, str, int]] = []
+        for path in sorted(paths):  # in an order that does not depend on the epoch
             index = index_shard(ShardFile(path))
             found = 0
             for sample in index.samples:
                 try:
                     rows = self._rows(sample)
                 except (SampleError, ShardError) as error:
-                    self._count_load(str(error), f"{path}/{sample.key}")
+                    damage.append((str(error), f"{path}/{sample.key}", 1))
                     continue
                 found += len(rows)
                 items += rows
             if index.damage:
                 entry = self._entries.get(path)
-                self._count_load(index.damage, path, max(1, entry.samples - found) if entry else 1)
-        order = permutation_of(len(items), self.settings.seed, "records", self._epoch, self._group)
-        if not self._by_shard:  # turned by the group so that small groups do not always favour the same reader
-            order = order[(self.share.index + self._group) % self.share.total :: self.share.total]
-        return [items[i] for i in order]
+                damage.append((index.damage, path, max(1, entry.samples - found) if entry else 1))
+        return _Group(items, damage)
 
     def _rows(self, sample: Sample) -> list[Sample] | list[Record]:
         if sample.bad is not None:
@@ -197,11 +218,6 @@ class RecordStream:
         if "json" not in sample.texts:
             raise SampleError("neither image nor json")
         return decode_text_records(sample.key, sample.texts["json"].read())
-
-    def _count_load(self, reason: str, where: str, samples: int = 1) -> None:
-        # Readers that take every n-th record all see the same damage: each counts it, as each loses by it.
-        if not self._counted:
-            self.count_bad(reason, where, samples)
 
     def state_dict(self) -> dict[str, Any]:
         return {

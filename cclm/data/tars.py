@@ -23,6 +23,7 @@ from cclm.data.records import (
 )
 
 _BLOCK = 512
+_WINDOW = 32 * 1024  # small members follow each other: several headers per system call
 _LONG_NAME_BYTES = 64 * 1024
 _MEMBERS = 2_000_000  # per shard: past this a tar is a bomb of headers
 
@@ -134,13 +135,16 @@ def index_shard(file: ShardFile) -> ShardIndex:
 
 def _members(file: ShardFile) -> Iterator[tuple[str, bytes, Slot]]:
     """(name, type flag, slot) of every member but folders. Errors: ShardError at a cut or a broken header."""
-    offset = 0
+    offset = window_start = 0
+    window = b""
     long_name: str | None = None
     long_size: int | None = None
     for _ in range(_MEMBERS):
         if offset + _BLOCK > file.size:
             raise ShardError("shard truncated")
-        header = file.read(offset, _BLOCK)
+        if not window_start <= offset <= window_start + len(window) - _BLOCK:
+            window_start, window = offset, file.read(offset, min(_WINDOW, file.size - offset))
+        header = window[offset - window_start : offset - window_start + _BLOCK]
         if not header.strip(b"\0"):
             return  # the end mark, which a tar cut between two members lacks
         name, kind, size = _parse_header(header, offset)
@@ -172,7 +176,7 @@ def _parse_header(header: bytes, offset: int) -> tuple[str, bytes, int]:
             size = int(header[124:136].strip(b"\0 ") or b"0", 8)
     except ValueError as error:
         raise ShardError(f"not a tar header at byte {offset}") from error
-    if sum(header) - sum(header[148:156]) + 8 * 32 != expected or size < 0:
+    if sum(header[:148]) + 8 * 32 + sum(header[156:]) != expected or size < 0:
         raise ShardError(f"not a tar header at byte {offset}")
     name = header[:100].split(b"\0", 1)[0]
     prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""

@@ -212,3 +212,17 @@ def test_weights_of_a_mixture(tmp_path: Path, processor: CCLMProcessor) -> None:
     for step in whole[:13]:
         progress.update(step)
     assert _keys(steps(27, progress.state_dict())) == _keys(whole[13:])
+
+
+def test_a_batch_of_huge_images_is_resized_in_parts(
+    photos: Path, processor: CCLMProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first() -> StepBatch:
+        stream = StreamConfig("photos", str(photos), ImageCaption(), batch_size=10)
+        return next(iter(make_loader(PairLoader([stream], processor, PixelReader(processor, True)), steps_per_epoch=1)))
+
+    whole = first()
+    monkeypatch.setattr("cclm.data.readers._WAITING_BYTES", 3 * 40 * 40)
+    parts = first()
+    assert parts.batches["photos"].keys == whole.batches["photos"].keys
+    assert torch.equal(parts.batches["photos"].context.pixel_values, whole.batches["photos"].context.pixel_values)
