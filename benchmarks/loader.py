@@ -36,7 +36,7 @@ from cclm.models.processor import CCLMProcessor, ImageSettings
 from cclm.storage import whole_file
 from cclm.types import Record
 
-PHOTOS, LARGE, SIZE, BATCH, POOL, TURNS = 512, 640, 224, 32, 8, 6
+PHOTOS, LARGE, SIZE, BATCH, POOL, TURNS = 512, 640, 224, 32, 8, 5
 RESULT = Path(__file__).parent / "results" / "loader.json"
 
 

@@ -65,7 +65,7 @@ def main() -> None:
         write_shards(images(), folder / "images", samples_per_shard=128)
         rows = (Record("", parallel={"en": sentence(n), "de": sentence(n + 1)}) for n in range(ROWS))
         write_shards(rows, folder / "texts", samples_per_shard=1024)
-        tokenizer = train_tokenizer((sentence(n) for n in range(2000)), folder / "tokenizer", 500)
+        tokenizer = train_tokenizer((sentence(n) for n in range(2000)), folder / "tokenizer", 150)
         processor = CCLMProcessor(tokenizer, ImageSettings(image_size=96))
         streams = [
             StreamConfig("images", str(folder / "images"), ImageCaption(), BATCH),

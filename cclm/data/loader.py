@@ -99,15 +99,18 @@ class PairLoader(IterableDataset):
         for name, saved in state.get("cursors", {}).get(str(worker), {}).items():
             streams[name].load_state_dict(saved)
         while True:
-            batches = {name: next(stream) for name, stream in streams.items()}
-            cursor = {
-                "worker": worker,
-                "workers": workers,
-                "world_size": self._share.world_size,
-                "streams": {name: stream.state_dict() for name, stream in streams.items()},
-            }
-            skipped = sum((stream.skipped for stream in streams.values()), Counter())
-            yield StepBatch(batches, cursor, dict(skipped))
+            yield self._step(streams, share)  # no name for it here: the old batch must go before the next is made
+
+    def _step(self, streams: Mapping[str, BatchStream], share: Share) -> StepBatch:
+        batches = {name: next(stream) for name, stream in streams.items()}
+        cursor = {
+            "worker": share.worker,
+            "workers": share.workers,
+            "world_size": share.world_size,
+            "streams": {name: stream.state_dict() for name, stream in streams.items()},
+        }
+        skipped = sum((stream.skipped for stream in streams.values()), Counter())
+        return StepBatch(batches, cursor, dict(skipped))
 
     def _check_resume(self, workers: int) -> None:
         state = self._resume
@@ -184,15 +187,18 @@ class StepLoader:
         return self.steps
 
     def __iter__(self) -> Iterator[StepBatch]:
-        if self._iterator is None:
-            self._iterator = iter(self.loader)
         done = 0
         while self.steps is None or done < self.steps:
-            step = next(self._iterator)
-            if isinstance(step, _StepFailure):
-                raise ValueError(step.message)
-            yield step
+            yield self._next()
             done += 1
+
+    def _next(self) -> StepBatch:
+        if self._iterator is None:
+            self._iterator = iter(self.loader)
+        step = next(self._iterator)
+        if isinstance(step, _StepFailure):
+            raise ValueError(step.message)
+        return step
 
     def close(self) -> None:
         """Stop the workers."""
