@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +109,7 @@ def _evaluate_retrieval(arguments: list[str]) -> None:
     from cclm.data.images import open_image
     from cclm.data.shards import read_records
     from cclm.evaluation.encoding import pixel_views
-    from cclm.evaluation.report import Provenance, Report, table
+    from cclm.evaluation.report import Provenance, Report, check_output, table
     from cclm.evaluation.retrieval import RetrievalOptions, evaluate_retrieval
     from cclm.retrieval.store import ModelSource
 
@@ -116,18 +118,25 @@ def _evaluate_retrieval(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, required=True, help="report.json; the chart goes beside it")
     parser.add_argument("--baseline", type=Path, default=None, help="another report to show beside this one")
     parser.add_argument("--languages", type=list[str] | None, default=None, help="[de,fr]; all by default")
+    parser.add_argument("--texts", default="auto", help="auto, captions or parallel: which texts are queries")
     parser.add_argument("--rerank", type=int, default=0, help="candidates per query for the matching head")
     parser.add_argument("--encoding", type=_encoding_options(), default=_encoding_options()())
     given = parser.parse_args(arguments)
+    output = check_output(given.output)
     baseline = Report.read(given.baseline) if given.baseline else None
     source = ModelSource.of(given.model)
+    _check_languages(given.data, given.languages)
     model, processor = _load(given.model, given.device)
     provenance = Provenance(source.path, source.sha256, given.data, _data_hash(given.data), date.today().isoformat())
     languages = tuple(given.languages) if given.languages else None
-    options = RetrievalOptions(languages, rerank=given.rerank, encoding=parser.instantiate_classes(given).encoding)
+    encoding = parser.instantiate_classes(given).encoding
+    options = RetrievalOptions(languages, texts=given.texts, rerank=given.rerank, encoding=encoding)
     views = pixel_views(model, processor, lambda data: open_image(data, processor.image_size))
-    report = evaluate_retrieval(model, processor, read_records(given.data), views, provenance, options)
-    report.write(given.output, baseline)
+    skipped: Counter[str] = Counter()
+    records = read_records(given.data, skipped=skipped)
+    report = evaluate_retrieval(model, processor, records, views, provenance, options)
+    report = replace(report, skipped=dict(skipped))
+    report.write(output, baseline)
     Console().print(table(report, baseline))
 
 
@@ -148,7 +157,11 @@ def _index_build(arguments: list[str]) -> None:
 
     def embedded() -> Iterator[tuple[list[Entry], Any]]:
         for records, view in image_batches(model, read_records(given.data), views, EncodingOptions()):
-            yield [Entry(record.key, record.captions) for record in records], view.embedding.float().cpu()
+            entries = [
+                Entry(record.key, {language: [text] for language, text in record.parallel.items()} | record.captions)
+                for record in records
+            ]
+            yield entries, view.embedding.float().cpu()
 
     manifest = build_index(embedded(), given.output, source, given.data)
     print(f"{given.output}: {manifest.rows} images, {manifest.factory} index of width {manifest.dim}")
@@ -218,6 +231,16 @@ def _load(folder: Path, device: str) -> tuple[CCLMModel, CCLMProcessor]:
 
     transformers_logging.disable_progress_bar()
     return CCLMModel.from_pretrained(folder).eval().to(device), CCLMProcessor.from_pretrained(folder)
+
+
+def _check_languages(source: str, languages: list[str] | None) -> None:
+    """Before hours of encoding. Errors: ValueError naming the languages that the data has."""
+    from cclm.data.shards import MANIFEST, Manifest
+
+    if languages and (Path(source) / MANIFEST).is_file():
+        there = Manifest.load(source).languages
+        if missing := [language for language in languages if language not in there]:
+            raise ValueError(f"no texts in language {', '.join(missing)} in {source}; present: {', '.join(there)}")
 
 
 def _data_hash(source: str) -> str:

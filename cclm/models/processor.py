@@ -71,7 +71,7 @@ class CCLMProcessor(PushToHubMixin):
     def images(
         self, images: list[Image.Image], train: bool = False, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Pixels (B, 3, H, W); with `train` each image gets a crop, a flip and perhaps jitter drawn from `generator`."""
+        """Pixels (B, 3, H, W); with `train` each gets a crop, a flip and perhaps jitter drawn from `generator`."""
         prepare = self._augment if train else self._resize
         pixels = torch.stack([prepare(VF.pil_to_tensor(image.convert("RGB")), generator) for image in images])
         return VF.normalize(pixels.float() / 255, list(self.settings.mean), list(self.settings.std))
@@ -102,7 +102,9 @@ class CCLMProcessor(PushToHubMixin):
     def save_pretrained(self, folder: str | Path) -> None:
         self.tokenizer.save_pretrained(str(folder))
         with whole_file(Path(folder) / FILE) as path:
-            path.write_text(json.dumps({"max_tokens": self.max_tokens, "image": asdict(self.settings)}, indent=2) + "\n")
+            path.write_text(
+                json.dumps({"max_tokens": self.max_tokens, "image": asdict(self.settings)}, indent=2) + "\n"
+            )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

@@ -24,7 +24,9 @@ class MaskedLM(Objective):
     ) -> None:
         super().__init__()
         if not 0 < share <= 1:
-            raise ValueError(f"masked_lm share is {share}; choose a share of the tokens in (0, 1], the reference has 0.4")
+            raise ValueError(
+                f"masked_lm share is {share}; choose a share of the tokens in (0, 1], the reference has 0.4"
+            )
         self.share, self.max_masks, self.span_share, self.rows = share, max_masks, span_share, rows
 
     def draft(self, model: CCLMModel, batch: PairBatch, generator: torch.Generator | None) -> Draft:
@@ -65,9 +67,9 @@ def choose_masks(
 ) -> tuple[Tensor, Tensor]:
     """Positions (R, M) to mask in each text of `attention_mask` (R, L), and which of them are chosen (R, M) bool.
 
-    A text of n tokens gets min(max_masks, max(1, round(n * share))) masks; never its first token. Every token is the
-    start of a span: one token long, or two or three (even odds) with probability `span_share`. Spans are taken in random order
-    until they cover enough; the last is cut at random. All on the device: a token's order is the earliest span over it.
+    A text of n tokens gets min(max_masks, max(1, round(n * share))) masks; never its first token. Every token starts a
+    span: one token long, or two or three (even odds) with probability `span_share`. Spans are taken in random order
+    until they cover enough; the last is cut at random. All on the device: a token's turn is the earliest span over it.
     """
     lengths = attention_mask.sum(1, keepdim=True)  # (R, 1)
     wanted = (lengths * share).round().clamp(1, max_masks)  # (R, 1)

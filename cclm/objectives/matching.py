@@ -1,4 +1,4 @@
-"""Matching objective: is this target a view of the same thing as this context? Wrong partners are drawn by similarity."""
+"""Matching objective: are target and context views of one thing? Wrong partners are drawn by similarity."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class Matching(Objective):
     def forward(self, pair: EncodedPair, draft: Draft | None = None, view: View | None = None) -> Tensor:
         count = first_rows(len(pair.batch), self.rows)
         if count < 2:
-            raise ValueError(f"stream {pair.batch.stream}: matching needs 2 pairs to draw a wrong partner; raise batch_size")
+            raise ValueError(
+                f"stream {pair.batch.stream}: matching needs 2 pairs to draw a wrong partner; raise batch_size"
+            )
         rows = torch.arange(count, device=pair.target.embedding.device)
         target, memory = pair.target.select(rows), pair.memory.select(rows)
         negative_context, negative_target = draw_negatives(pair, count)

@@ -25,7 +25,9 @@ class TranslationLM(MaskedLM):
 
     def draft(self, model: CCLMModel, batch: PairBatch, generator: torch.Generator | None) -> Draft:
         if not isinstance(batch.context, TextInput):
-            raise ValueError(f"stream {batch.stream}: tlm reads two texts, this context is not text; use masked_lm here")
+            raise ValueError(
+                f"stream {batch.stream}: tlm reads two texts, this context is not text; use masked_lm here"
+            )
         return self.mask(_end_to_end(batch.target, batch.context, model.config.pad_token_id), model, generator)
 
     def forward(self, pair: EncodedPair, draft: Draft, view: View) -> Tensor:

@@ -1,4 +1,4 @@
-"""What happens beside the steps: speed and losses on the progress bar, data position, export of the pretrained folder."""
+"""What happens beside the steps: data position, speed figures, export of the pretrained folder, whole checkpoints."""
 
 from __future__ import annotations
 

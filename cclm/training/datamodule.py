@@ -48,7 +48,7 @@ class PairDataModule(pl.LightningDataModule):
         self,
         processor: ProcessorSettings,
         streams: list[StreamConfig],
-        loader: LoaderSettings = LoaderSettings(),  # noqa: B008 (frozen)
+        loader: LoaderSettings = LoaderSettings(),
         validation: list[RetrievalSet] | None = None,
         test: list[RetrievalSet] | None = None,
         seed: int = 0,
@@ -111,9 +111,7 @@ class PairDataModule(pl.LightningDataModule):
         encoder.to(device)
         settings = CacheSettings(self.settings.cache, _fingerprint(encoder, self.processor), versions, seed=self.seed)
         with cache_progress() as progress:
-            return cached_states(
-                source, lambda pixels: encoder(pixels.to(device)), self.processor, settings, progress
-            )
+            return cached_states(source, lambda pixels: encoder(pixels.to(device)), self.processor, settings, progress)
 
     # Lightning asks for these when it writes and reads a checkpoint. It keeps rank 0's only: `cclm fit` on several
     # ranks resumes every rank from the same counters, which is right because a position counts alike on all of them.

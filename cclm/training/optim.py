@@ -17,8 +17,8 @@ SCHEDULES = ("linear", "cosine", "constant")
 class OptimizerSettings:
     """AdamW and its schedule. The defaults are CCLM's (reference/cclm.md 3.4).
 
-    `frozen` and `rates` name parts by the start of their parameters' names (`image_encoder`, `text_encoder`, `fusion` ...);
-    `new_factor` multiplies the rate of parameters that no pretrained weights filled.
+    `frozen` and `rates` name parts by the start of their parameters' names (`image_encoder`, `fusion` ..); `new_factor`
+    multiplies the rate of parameters that no pretrained weights filled.
     """
 
     lr: float = 1e-4
@@ -38,7 +38,7 @@ class OptimizerSettings:
 
 
 def freeze(model: nn.Module, parts: list[str]) -> None:
-    """Stop training every parameter whose name starts with one of `parts`. Errors: ValueError for a part without any."""
+    """Stop training the parameters whose names start with one of `parts`. Errors: ValueError for a part without any."""
     for part in parts:
         _check_part(dict(model.named_parameters()), part, "frozen")
     for name, parameter in model.named_parameters():
@@ -46,9 +46,7 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def parameter_groups(
-    named: dict[str, nn.Parameter], settings: OptimizerSettings, new: set[str]
-) -> list[dict]:
+def parameter_groups(named: dict[str, nn.Parameter], settings: OptimizerSettings, new: set[str]) -> list[dict]:
     """Groups for AdamW: by rate (part, new or not) and by decay (biases, norms and scalars have none).
 
     `new`: names of parameters that pretrained weights did not fill. Each group lists its parameters' `names`.

@@ -19,7 +19,7 @@ class ProcessorSettings:
     """Tokenizer folder (`cclm data tokenizer`, or a transformers name such as xlm-roberta-base) and image settings."""
 
     tokenizer: str
-    image: ImageSettings = ImageSettings()  # noqa: RUF009 (frozen)
+    image: ImageSettings = ImageSettings()
     max_tokens: int = 64
 
     def build(self) -> CCLMProcessor:
@@ -38,7 +38,7 @@ class NetworkSettings:
     """Geometry and initial weights of the network.
 
     `pretrained`: a folder to start from, instead of `config`. `backbone_weights`, `text_weights`: files for the image
-    encoder (timm names or order) and for the text layers (XLM-R); `package:NAME` finds the file inside a Python package.
+    encoder (timm names or order) and for the text layers (XLM-R); `package:NAME` is the file that a package carries.
     """
 
     config: dict[str, Any] = field(default_factory=dict)

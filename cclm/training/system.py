@@ -20,7 +20,6 @@ from cclm.training.optim import OptimizerSettings, build_optimizer, build_schedu
 from cclm.training.settings import ComputeSettings, NetworkSettings, ProcessorSettings
 from cclm.training.validation import RetrievalTask
 
-
 # Metrics worth a place on the progress bar.
 SHOWN = ("en/text_to_image/R@10", "others/text_to_image/R@10")
 

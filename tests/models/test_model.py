@@ -95,13 +95,18 @@ def test_positions(offset: int) -> None:
 
 
 def test_a_text_longer_than_the_position_table_is_refused() -> None:
-    with pytest.raises(ValueError, match="39 tokens, this model holds 38"):
+    with pytest.raises(ValueError, match="39 tokens, the model holds 38"):
         tiny().encode_text(*texts(1, 39))
 
 
 @pytest.mark.parametrize(
     ("backbone", "size", "states"),
-    [("test_resnet", 32, 2), ("test_vit", 64, 17), ("tf_efficientnet_lite0", 64, 5), ("swin_tiny_patch4_window7_224", 64, 5)],
+    [
+        ("test_resnet", 32, 2),
+        ("test_vit", 64, 17),
+        ("tf_efficientnet_lite0", 64, 5),
+        ("swin_tiny_patch4_window7_224", 64, 5),
+    ],
 )
 def test_any_backbone_becomes_states(backbone: str, size: int, states: int) -> None:
     model = tiny(backbone=backbone, image_size=size)
@@ -185,12 +190,20 @@ def test_a_missing_folder_is_one_line() -> None:
 
 
 def test_released_families_have_the_reference_parameter_counts() -> None:
-    """reference/cclm.md: 434.19 M in CCLM-4M's text and fusion layers, 422.7 M in CCLM-X2VLM base without its decoder."""
-    large = {"hidden_size": 1024, "num_heads": 16, "intermediate_size": 4096, "vocab_size": 250002, "max_positions": 514}
+    """reference/cclm.md: 434.19 M in CCLM-4M's text and fusion layers, 422.7 M in CCLM-X2VLM base without its head."""
+    large = {
+        "hidden_size": 1024,
+        "num_heads": 16,
+        "intermediate_size": 4096,
+        "vocab_size": 250002,
+        "max_positions": 514,
+    }
     base = {"hidden_size": 768, "num_heads": 12, "intermediate_size": 3072, "vocab_size": 250002, "max_positions": 514}
     with torch.device("meta"):
         tied = CCLMModel(CCLMConfig(**{**TINY, **large, "text_layers": 6, "fusion_layers": 6, "position_offset": 0}))
-        whole = CCLMModel(CCLMConfig(**{**TINY, **base, "text_layers": 12, "fusion_layers": 6, "tie_word_embeddings": False}))
+        whole = CCLMModel(
+            CCLMConfig(**{**TINY, **base, "text_layers": 12, "fusion_layers": 6, "tie_word_embeddings": False})
+        )
     count = sum(p.numel() for part in (tied.embeddings, tied.text_encoder, tied.fusion) for p in part.parameters())
     head = sum(p.numel() for name, p in tied.mlm_head.named_parameters() if name != "decoder.weight")
     assert round((count + head) / 1e6, 2) == 434.19

@@ -80,7 +80,9 @@ def test_negatives_are_wrong_partners_and_mostly_similar_ones() -> None:
     model = tiny()
     pair = encoded(model, batch(model, rows=8))
     drawn = [draw_negatives(pair, 8) for _ in range(300)]
-    assert all((contexts != torch.arange(8)).all() and (targets != torch.arange(8)).all() for contexts, targets in drawn)
+    assert all(
+        (contexts != torch.arange(8)).all() and (targets != torch.arange(8)).all() for contexts, targets in drawn
+    )
     similarity = (pair.target.embedding @ pair.context.embedding.T * model.scale()).fill_diagonal_(-torch.inf)
     expected = similarity.softmax(1)
     counts = torch.stack([F.one_hot(contexts, 8) for contexts, _ in drawn]).float().mean(0)
