@@ -142,7 +142,8 @@ class ShardWriter(AbstractContextManager):
 
     def _add(self, name: str, data: bytes) -> None:
         if self._tar is None:
-            self._tar = tarfile.open(self._folder / f"{len(self._shards):06d}.tar", "w", format=tarfile.PAX_FORMAT)
+            path = self._folder / f"{len(self._shards):06d}.tar"
+            self._tar = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 (open over many calls)
         member = tarfile.TarInfo(name)  # no time, no owner: equal records give equal checksums
         member.size = len(data)
         self._tar.addfile(member, io.BytesIO(data))

@@ -43,7 +43,7 @@ class ShardFile:
         if path.startswith("pipe:"):
             self._handle = _spool(path.removeprefix("pipe:"))
         else:
-            self._handle = open(path, "rb")
+            self._handle = open(path, "rb")  # noqa: SIM115 (closes with this object)
         self.size = os.fstat(self._handle.fileno()).st_size
 
     def read(self, offset: int, size: int) -> bytes:
@@ -54,7 +54,7 @@ class ShardFile:
 
 
 def _spool(command: str) -> tempfile._TemporaryFileWrapper:
-    spool = tempfile.TemporaryFile()
+    spool = tempfile.TemporaryFile()  # noqa: SIM115
     with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         shutil.copyfileobj(process.stdout, spool)
