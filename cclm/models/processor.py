@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -50,6 +51,8 @@ class CCLMProcessor(PushToHubMixin):
         self.settings = settings or ImageSettings()
         self.max_tokens = max_tokens
         size = self.settings.image_size
+        self._mean = 255 * torch.tensor(self.settings.mean).view(3, 1, 1)
+        self._std = 255 * torch.tensor(self.settings.std).view(3, 1, 1)
         self._crop = v2.RandomResizedCrop(size, scale=self.settings.crop_scale, interpolation=_BICUBIC, antialias=True)
         self._jitter = v2.RandAugment(num_ops=2, magnitude=7, fill=128)
 
@@ -63,18 +66,32 @@ class CCLMProcessor(PushToHubMixin):
 
     def texts(self, texts: list[str], max_tokens: int | None = None) -> TextInput:
         """Token ids (B, L), truncated to `max_tokens` and padded to the longest of them."""
-        encoded = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=max_tokens or self.max_tokens, return_tensors="pt"
-        )
-        return TextInput(encoded["input_ids"], encoded["attention_mask"].bool())
+        length = max_tokens or self.max_tokens
+        if not self.tokenizer.is_fast:
+            encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+            return TextInput(encoded["input_ids"], encoded["attention_mask"].bool())
+        # The tokenizer's __call__ spends twice as long on Python lists as on tokenising, and texts are the hot path.
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.enable_truncation(length)
+        rows = [row.ids for row in backend.encode_batch_fast(texts)]
+        longest = max(map(len, rows))
+        ids = np.full((len(rows), longest), self.tokenizer.pad_token_id, dtype=np.int64)
+        mask = np.zeros((len(rows), longest), dtype=bool)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            mask[index, : len(row)] = True
+        return TextInput(torch.from_numpy(ids), torch.from_numpy(mask))
 
     def images(
         self, images: list[Image.Image], train: bool = False, generator: torch.Generator | None = None
     ) -> Tensor:
         """Pixels (B, 3, H, W); with `train` each gets a crop, a flip and perhaps jitter drawn from `generator`."""
         prepare = self._augment if train else self._resize
-        pixels = torch.stack([prepare(VF.pil_to_tensor(image.convert("RGB")), generator) for image in images])
-        return VF.normalize(pixels.float() / 255, list(self.settings.mean), list(self.settings.std))
+        batch = torch.empty(len(images), 3, self.image_size, self.image_size)
+        for row, image in zip(batch, images, strict=True):  # image by image, while its pixels are in the cache
+            row.copy_(prepare(VF.pil_to_tensor(image.convert("RGB")), generator)).sub_(self._mean).div_(self._std)
+        return batch
 
     def _resize(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
         size = [self.image_size, self.image_size]
@@ -84,7 +101,7 @@ class CCLMProcessor(PushToHubMixin):
         # torchvision's transforms draw from torch's global generator only: lend it our seed for the duration.
         seed = torch.randint(2**31, (), generator=generator).item()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a stack trace per device kind
             pixels = self._crop(pixels)
             if torch.rand(()) < self.settings.flip:
                 pixels = VF.horizontal_flip(pixels)

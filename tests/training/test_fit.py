@@ -1,0 +1,191 @@
+"""`cclm fit` end to end on a tiny model: what a run writes, what its options do, what a wrong config says."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cclm.models.model import CCLMModel
+from cclm.models.processor import CCLMProcessor
+from cclm.objectives.base import EncodedPair, Objective
+from tests.training.conftest import Config, Run, objective
+
+
+def steps(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path, name: str) -> list[float]:
+    return [float.fromhex(step["losses"][f"train/{name}"]) for step in steps(folder)]
+
+
+def test_a_run_ends_in_a_pretrained_folder(fit: Run) -> None:
+    folder = fit()
+    model, processor = CCLMModel.from_pretrained(folder / "model"), CCLMProcessor.from_pretrained(folder / "model")
+    view = model.eval().encode_text(*vars(processor.texts(["ein Hund läuft"])).values())
+    assert view.states.shape[2] == 32 and model.config.vocab_size == len(processor.tokenizer)
+    names = {f"train/{stream}/{name}" for stream in ("image", "text") for name in ("contrastive", "matching", "masked_lm")}
+    assert names < set(steps(folder)[0]["losses"]) and len(steps(folder)) == 4
+
+
+def test_the_same_config_gives_the_same_losses(fit: Run) -> None:
+    first = steps(fit())
+    fit()
+    assert steps(fit())[4:8] == first
+
+
+class TestOptionsKeepTheFunction:
+    """How a step is computed changes nothing but rounding."""
+
+    @pytest.fixture
+    def expected(self, fit: Run) -> list[float]:
+        folder = fit(model__network__config__dropout=0.0)
+        values = losses(folder, "image/contrastive") + losses(folder, "text/masked_lm")
+        (folder / "steps.jsonl").unlink()
+        return values
+
+    @pytest.mark.parametrize(
+        ("changes", "tolerance"),
+        [
+            ({"model__compute": {"checkpoint_activations": True}}, 1e-5),
+            ({"model__compute": {"compile": True, "compile_backend": "aot_eager"}}, 1e-4),
+            ({"trainer__precision": "bf16-mixed"}, 0.1),
+        ],
+        ids=["checkpointing", "compile", "bf16"],
+    )
+    def test_option(self, fit: Run, expected: list[float], changes: Config, tolerance: float) -> None:
+        folder = fit(model__network__config__dropout=0.0, **changes)
+        got = losses(folder, "image/contrastive") + losses(folder, "text/masked_lm")
+        assert all(abs(a - b) < tolerance for a, b in zip(got, expected, strict=True))
+
+
+def test_accumulation_updates_less_often(fit: Run) -> None:
+    folder = fit(trainer__accumulate_grad_batches=2, trainer__max_steps=3)
+    assert [step["step"] for step in steps(folder)] == [0, 1, 1, 2, 2, 3]
+
+
+def test_alternate_updates_once_per_stream(fit: Run) -> None:
+    folder = fit(model__alternate=True, trainer__max_steps=8)
+    assert [step["step"] for step in steps(folder)] == [2, 4, 6, 8]
+    assert all(math.isfinite(value) for value in losses(folder, "text/matching"))
+
+
+def test_frozen_parts_stay_and_their_states_come_from_a_cache(fit: Run, tmp_path: Path) -> None:
+    folder = fit(
+        model__optimizer__frozen=["image_encoder"],
+        data__loader={"cache": str(tmp_path / "cache"), "versions": 2},
+        trainer__callbacks=[
+            {
+                "class_path": "cclm.training.callbacks.Export",
+                "init_args": {"folder": str(tmp_path / "model"), "initial": str(tmp_path / "initial")},
+            }
+        ],
+    )
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("initial", "model"))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith("image_encoder")} <= same
+    assert not any(name.startswith(("text_encoder", "fusion")) and name.endswith("query.weight") for name in same)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_cache_of_a_part_that_trains_is_refused(fit: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        fit(data__loader={"cache": str(tmp_path / "cache")})
+    assert "add image_encoder to model.optimizer.frozen" in capsys.readouterr().err
+
+
+def test_ema_is_what_is_exported(fit: Run, config: Config) -> None:
+    average = {"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.0}}
+    plain = load_file(fit() / "model" / "model.safetensors")
+    callbacks = [*config["trainer"]["callbacks"], average]
+    averaged = load_file(fit(trainer__callbacks=callbacks) / "model" / "model.safetensors")
+    assert all(torch.equal(plain[name], averaged[name]) for name in plain)  # decay 0: the average is the last
+    average["init_args"]["decay"] = 0.9
+    averaged = load_file(fit(trainer__callbacks=callbacks) / "model" / "model.safetensors")
+    assert not torch.equal(plain["fusion.blocks.0.expand.weight"], averaged["fusion.blocks.0.expand.weight"])
+
+
+def test_sixty_four_pairs_are_learned_by_heart(fit: Run, data: Path) -> None:
+    """All objectives together must be able to reach their floor, which no broken label, mask or gradient does."""
+    folder = fit(
+        trainer__max_steps=220,
+        model__network__config__dropout=0.0,
+        model__optimizer={"lr": 4e-3, "warmup_steps": 10},
+        data__loader={"steps_per_epoch": 50},
+        data__streams=[
+            {
+                "name": "image",
+                "shards": str(data / "photos"),
+                "batch_size": 32,
+                "pairs": {"class_path": "cclm.data.pairs.ImageCaption", "init_args": {"languages": ["de"]}},
+            }
+        ],
+        model__objectives={
+            "image": {
+                "contrastive": objective("contrastive", "Contrastive"),
+                "matching": objective("matching", "Matching"),
+                "masked_lm": objective("masked_lm", "MaskedLM"),
+            }
+        },
+        processor__image={"image_size": 32, "crop_scale": [0.99, 1.0], "flip": 0.0},
+    )
+
+    def last(name: str) -> float:
+        return sum(losses(folder, f"image/{name}")[-10:]) / 10
+
+    assert last("contrastive") < 0.35 and last("matching") < 0.45 and last("masked_lm") < 2.0
+
+
+class Diverging(Objective):
+    """Goes to infinity at the third step."""
+
+    seen = 0
+
+    def forward(self, pair: EncodedPair, draft: None = None, view: None = None) -> torch.Tensor:
+        self.seen += 1
+        loss = pair.target.embedding.sum()
+        return loss * (float("inf") if self.seen == 3 else 1.0)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(fit: Run, capsys: pytest.CaptureFixture) -> None:
+    bad = {"contrastive": objective("contrastive", "Contrastive"), "bad": {"class_path": f"{__name__}.Diverging"}}
+    with pytest.raises(SystemExit):
+        fit(model__objectives__text=bad)
+    error = capsys.readouterr().err
+    assert "step 2, stream text: the bad loss is" in error and "weights are still those before this step" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trainer.max_step", "3"], "max_step"),
+        (["--model.optimizer.learning_rate", "3"], "learning_rate"),
+        (["--model.optimizer.schedule", "square"], "choose one of linear, cosine, constant"),
+        (["--model.optimizer.frozen", "[vision]"], "no such part of the model; parts: embeddings"),
+        (["--model.weights", "{image/itc: 2}"], "there are image/contrastive"),
+        (["--model.network.config.hidden_sizes", "3"], "did you mean 'hidden_size'?"),
+        (["--processor.tokenizer", "./nowhere"], "no tokenizer at ./nowhere"),
+        (["--ckpt_path", "./nowhere.ckpt"], "nowhere.ckpt"),
+        (["--model.network.pretrained", "./nowhere"], "no pretrained folder at ./nowhere"),
+        (["--model.network.backbone_weights", "./nowhere.pth"], "no weight file at nowhere.pth"),
+        (["--trainer.max_steps", "-1"], "trainer.max_steps is not set"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(
+    fit: Run, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        fit(*arguments)
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cclm: ")]
+    assert stop.value.code == 2 and len(error) == 1 and message in error[0]
+
+
+def test_streams_and_objectives_must_agree(fit: Run, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        fit(model__objectives={"pictures": {"contrastive": objective("contrastive", "Contrastive")}})
+    assert "are for streams ['pictures'], data.streams are ['image', 'text']" in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""A run killed in mid-epoch and resumed repeats an uninterrupted one: same samples, same losses, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cclm.training.callbacks import WholeCheckpoints
+from tests.data.conftest import full_disk
+from tests.training.conftest import Config, Run, changed
+
+STEPS, EVERY = 16, 3
+
+
+def checkpointed(config: Config, folder: Path, **changes: object) -> Config:
+    keep = {"dirpath": str(folder), "every_n_train_steps": EVERY, "save_top_k": -1}
+    callback = {"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": keep}
+    callbacks = [*config["trainer"]["callbacks"], callback]
+    return changed(config, trainer__enable_checkpointing=True, trainer__callbacks=callbacks, **changes)
+
+
+def lines(file: Path) -> dict[int, dict]:
+    return {step["step"]: step for step in map(json.loads, file.read_text().splitlines())}
+
+
+def start(config: Config, file: Path, *arguments: str) -> subprocess.Popen:
+    file.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-c", "from cclm.cli import main; main()", "fit", "--config", str(file), *arguments]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_killed_and_resumed(config: Config, tmp_path: Path, workers: int) -> None:
+    loader = {"steps_per_epoch": 7, "workers": workers}
+    config = checkpointed(config, tmp_path / "checkpoints", trainer__max_steps=STEPS, data__loader=loader)
+    file, log = tmp_path / "config.yaml", tmp_path / "steps.jsonl"
+    assert start(config, file).wait() == 0
+    expected = lines(log)
+    assert sorted(expected) == list(range(1, STEPS + 1))
+
+    for path in [log, *(tmp_path / "checkpoints").iterdir()]:
+        path.unlink()
+    kill_at = random.Random().randint(EVERY + 1, STEPS - 2)
+    run = start(config, file)
+    while not log.exists() or len(log.read_text().splitlines()) < kill_at:
+        assert run.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.005)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    newest = max((tmp_path / "checkpoints").glob("*.ckpt"), key=lambda path: int(path.stem.split("step=")[1]))
+    reached = int(newest.stem.split("step=")[1])
+    log.unlink()
+    assert start(config, file, "--ckpt_path", str(newest)).wait() == 0
+    resumed = lines(log)
+    assert sorted(resumed) == list(range(reached + 1, STEPS + 1))
+    assert all(resumed[step] == expected[step] for step in resumed)
+
+
+def test_a_full_disk_leaves_the_former_checkpoint(tmp_path: Path) -> None:
+    import torch
+
+    writer, path = WholeCheckpoints(), tmp_path / "last.ckpt"
+    writer.save_checkpoint({"weights": torch.zeros(1000)}, path)
+    with full_disk(100_000), pytest.raises((OSError, RuntimeError)):
+        writer.save_checkpoint({"weights": torch.ones(1_000_000)}, path)
+    assert torch.equal(writer.load_checkpoint(path)["weights"], torch.zeros(1000))
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_damaged_checkpoint_is_one_line(fit: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    bad = tmp_path / "bad.ckpt"
+    bad.write_bytes(b"PK\x03\x04 not all of it")
+    with pytest.raises(SystemExit):
+        fit("--ckpt_path", str(bad))
+    assert "is not a checkpoint of `cclm fit`" in capsys.readouterr().err
