@@ -8,16 +8,15 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
 
-    from cclm.evaluation.encoding import EncodingOptions
     from cclm.models.model import CCLMModel
     from cclm.models.processor import CCLMProcessor
     from cclm.retrieval.index import Hit
@@ -32,6 +31,15 @@ USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
   index build --model M --data D --output O
   search DIR QUERY [-k 10] [--json]        QUERY: text in any language, or an image file
 """
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What `cclm NAME` does: its options are declared apart from its work, so that a command can be checked alone."""
+
+    description: str
+    options: Callable[[ArgumentParser], object]
+    run: Callable[[Namespace], None]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,12 +72,21 @@ def _run(arguments: list[str]) -> None:
         from cclm.training.cli import run
 
         run(arguments)
-    elif (name := " ".join(arguments[:2])) in VERBS:
-        VERBS[name](arguments[2:])
-    elif verb in VERBS:
-        VERBS[verb](arguments[1:])
     else:
-        raise ValueError(f"no verb {name!r}; there are fit, validate, test, {', '.join(VERBS)} (cclm --help)")
+        chosen, given = parse(arguments)
+        chosen.run(given)
+
+
+def parse(arguments: list[str]) -> tuple[Verb, Namespace]:
+    """The verb of VERBS that `arguments` begin with, and its options. Errors: ValueError; nothing is run."""
+    name = next((name for name in (" ".join(arguments[:2]), arguments[0]) if name in VERBS), None)
+    if name is None:
+        given = " ".join(arguments[:2])
+        raise ValueError(f"no verb {given!r}; there are fit, validate, test, {', '.join(VERBS)} (cclm --help)")
+    verb = VERBS[name]
+    parser = _parser(name, verb.description)
+    verb.options(parser)
+    return verb, parser.instantiate_classes(parser.parse_args(arguments[len(name.split()) :]))
 
 
 def _parser(name: str, description: str) -> ArgumentParser:
@@ -82,32 +99,54 @@ def _parser(name: str, description: str) -> ArgumentParser:
     return OneLine(prog=f"cclm {name}", description=description)
 
 
-def _data_build(arguments: list[str]) -> None:
+def _build_options(parser: ArgumentParser) -> None:
     from cclm.data.build import build
 
-    parser = _parser("data build", "Raw data -> shards.")
     parser.add_argument("recipe", help="a file of data_recipes: folder, parallel_text, emoji ..")
     parser.add_function_arguments(build, skip={"recipe"})
-    print(build(**parser.parse_args(arguments).as_dict()))
 
 
-def _data_check(arguments: list[str]) -> None:
+def _data_build(given: Namespace) -> None:
+    from cclm.data.build import build
+
+    print(build(**given.as_dict()))
+
+
+def _check_options(parser: ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path)
+
+
+def _data_check(given: Namespace) -> None:
     from cclm.data.check import check_dataset
 
-    parser = _parser("data check", "Verify a built dataset; names every bad shard.")
-    parser.add_argument("directory", type=Path)
-    print(check_dataset(parser.parse_args(arguments).directory))
+    print(check_dataset(given.directory))
 
 
-def _data_tokenizer(arguments: list[str]) -> None:
+def _tokenizer_options(parser: ArgumentParser) -> None:
     from cclm.data.build import tokenizer
 
-    parser = _parser("data tokenizer", "Train a tokenizer on the texts of shards.")
     parser.add_function_arguments(tokenizer)
-    print(tokenizer(**parser.parse_args(arguments).as_dict()))
 
 
-def _evaluate_retrieval(arguments: list[str]) -> None:
+def _data_tokenizer(given: Namespace) -> None:
+    from cclm.data.build import tokenizer
+
+    print(tokenizer(**given.as_dict()))
+
+
+def _retrieval_options(parser: ArgumentParser) -> None:
+    from cclm.evaluation.encoding import EncodingOptions
+
+    _add_inputs(parser)
+    parser.add_argument("--output", type=Path, required=True, help="report.json; the chart goes beside it")
+    parser.add_argument("--baseline", type=Path, default=None, help="another report to show beside this one")
+    parser.add_argument("--languages", type=list[str] | None, default=None, help="[de,fr]; all by default")
+    parser.add_argument("--texts", default="auto", help="auto, captions or parallel: which texts are queries")
+    parser.add_argument("--rerank", type=int, default=0, help="candidates per query for the matching head")
+    parser.add_argument("--encoding", type=EncodingOptions, default=EncodingOptions())
+
+
+def _evaluate_retrieval(given: Namespace) -> None:
     from rich.console import Console
 
     from cclm.data.images import open_image
@@ -117,15 +156,6 @@ def _evaluate_retrieval(arguments: list[str]) -> None:
     from cclm.evaluation.retrieval import RetrievalOptions, evaluate_retrieval
     from cclm.retrieval.store import ModelSource
 
-    parser = _parser("evaluate retrieval", "Image-text retrieval per language, both directions.")
-    _add_inputs(parser)
-    parser.add_argument("--output", type=Path, required=True, help="report.json; the chart goes beside it")
-    parser.add_argument("--baseline", type=Path, default=None, help="another report to show beside this one")
-    parser.add_argument("--languages", type=list[str] | None, default=None, help="[de,fr]; all by default")
-    parser.add_argument("--texts", default="auto", help="auto, captions or parallel: which texts are queries")
-    parser.add_argument("--rerank", type=int, default=0, help="candidates per query for the matching head")
-    parser.add_argument("--encoding", type=_encoding_options(), default=_encoding_options()())
-    given = parser.parse_args(arguments)
     output = check_output(given.output)
     baseline = Report.read(given.baseline) if given.baseline else None
     source = ModelSource.of(given.model)
@@ -133,8 +163,7 @@ def _evaluate_retrieval(arguments: list[str]) -> None:
     model, processor = _load(given.model, given.device)
     provenance = Provenance(source.path, source.sha256, given.data, _data_hash(given.data), date.today().isoformat())
     languages = tuple(given.languages) if given.languages else None
-    encoding = parser.instantiate_classes(given).encoding
-    options = RetrievalOptions(languages, texts=given.texts, rerank=given.rerank, encoding=encoding)
+    options = RetrievalOptions(languages, texts=given.texts, rerank=given.rerank, encoding=given.encoding)
     views = pixel_views(model, processor, lambda data: open_image(data, processor.image_size))
     skipped: Counter[str] = Counter()
     records = read_records(given.data, skipped=skipped)
@@ -144,17 +173,18 @@ def _evaluate_retrieval(arguments: list[str]) -> None:
     Console().print(table(report, baseline))
 
 
-def _index_build(arguments: list[str]) -> None:
+def _index_options(parser: ArgumentParser) -> None:
+    _add_inputs(parser)
+    parser.add_argument("--output", type=Path, required=True)
+
+
+def _index_build(given: Namespace) -> None:
     from cclm.data.images import open_image
     from cclm.data.shards import read_records
     from cclm.evaluation.encoding import EncodingOptions, image_batches, pixel_views
     from cclm.retrieval.index import build_index
     from cclm.retrieval.store import Entry, ModelSource
 
-    parser = _parser("index build", "Embed the images of shards and index them.")
-    _add_inputs(parser)
-    parser.add_argument("--output", type=Path, required=True)
-    given = parser.parse_args(arguments)
     source = ModelSource.of(given.model)
     model, processor = _load(given.model, given.device)
     views = pixel_views(model, processor, lambda data: open_image(data, processor.image_size))
@@ -171,18 +201,19 @@ def _index_build(arguments: list[str]) -> None:
     print(f"{given.output}: {manifest.rows} images, {manifest.factory} index of width {manifest.dim}")
 
 
-def _search(arguments: list[str]) -> None:
-    from cclm.data.images import open_image
-    from cclm.retrieval.index import ImageIndex, query_kind
-
-    parser = _parser("search", "Search an index with a text in any language or an image file.")
+def _search_options(parser: ArgumentParser) -> None:
     parser.add_argument("index", type=Path)
     parser.add_argument("query", type=str)
     parser.add_argument("-k", type=int, default=10, help="number of hits")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--model", type=Path, default=None, help="the model's folder, where it has moved")
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args(arguments)
+
+
+def _search(given: Namespace) -> None:
+    from cclm.data.images import open_image
+    from cclm.retrieval.index import ImageIndex, query_kind
+
     kind = query_kind(given.query)
     index = ImageIndex.open(given.index)
     model, processor = _load(index.model(given.model), given.device)
@@ -221,12 +252,6 @@ def _add_inputs(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda ..")
 
 
-def _encoding_options() -> type[EncodingOptions]:
-    from cclm.evaluation.encoding import EncodingOptions
-
-    return EncodingOptions
-
-
 def _load(folder: Path, device: str) -> tuple[CCLMModel, CCLMProcessor]:
     from transformers.utils import logging as transformers_logging
 
@@ -256,10 +281,12 @@ def _data_hash(source: str) -> str:
 
 
 VERBS = {
-    "data build": _data_build,
-    "data check": _data_check,
-    "data tokenizer": _data_tokenizer,
-    "evaluate retrieval": _evaluate_retrieval,
-    "index build": _index_build,
-    "search": _search,
+    "data build": Verb("Raw data -> shards.", _build_options, _data_build),
+    "data check": Verb("Verify a built dataset; names every bad shard.", _check_options, _data_check),
+    "data tokenizer": Verb("Train a tokenizer on the texts of shards.", _tokenizer_options, _data_tokenizer),
+    "evaluate retrieval": Verb(
+        "Image-text retrieval per language, both directions.", _retrieval_options, _evaluate_retrieval
+    ),
+    "index build": Verb("Embed the images of shards and index them.", _index_options, _index_build),
+    "search": Verb("Search an index with a text in any language or an image file.", _search_options, _search),
 }
