@@ -9,19 +9,16 @@ import argparse
 import gzip
 import io
 import json
-import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
 import torch
+from machine import facts, seconds, write
 from PIL import Image, features
 
 from cclm.data.batches import StreamConfig
@@ -33,24 +30,9 @@ from cclm.data.shards import read_records, write_shards
 from cclm.data.stream import RecordStream
 from cclm.data.tokenizer import train_tokenizer
 from cclm.models.processor import CCLMProcessor, ImageSettings
-from cclm.storage import whole_file
 from cclm.types import Record
 
 PHOTOS, LARGE, SIZE, BATCH, POOL, TURNS = 512, 640, 224, 32, 8, 5
-RESULT = Path(__file__).parent / "results" / "loader.json"
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def photos(folder: Path, count: int) -> list[Record]:
@@ -173,23 +155,9 @@ def main() -> None:
             "jpeg_640_augmented": efficiency(large, processor, True, folder / "large_train"),
             "jpeg_640_scaled_decode": scaled_decode([record.image for record in large[:64]]),
             "texts": text_rates([record.parallel for record in small if record.parallel], processor, folder / "texts"),
-            "date": datetime.now(UTC).date().isoformat(),
-            "machine": {
-                "processor": processor_name(),
-                "cores": os.cpu_count(),
-                "load_1min": round(os.getloadavg()[0], 2),
-            },
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "pillow": Image.__version__,
-                "jpeg": features.version("jpg"),
-            },
-            "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),
+            **facts(torch=torch.__version__, pillow=Image.__version__, jpeg=str(features.version("jpg"))),
         }
-    with whole_file(RESULT) as path:
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    write("loader", result)
 
 
 if __name__ == "__main__":

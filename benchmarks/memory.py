@@ -6,18 +6,15 @@ python benchmarks/memory.py    # about half a minute; writes benchmarks/results/
 from __future__ import annotations
 
 import io
-import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import tempfile
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from machine import facts, write
 from PIL import Image
 
 from cclm.data.batches import StreamConfig
@@ -27,18 +24,9 @@ from cclm.data.readers import PixelReader
 from cclm.data.shards import write_shards
 from cclm.data.tokenizer import train_tokenizer
 from cclm.models.processor import CCLMProcessor, ImageSettings
-from cclm.storage import whole_file
 from cclm.types import Record
 
 IMAGES, ROWS, BATCH, WORKERS, EPOCHS = 2048, 16384, 32, 2, 4  # the first epoch fills pools and caches
-RESULT = Path(__file__).parent / "results" / "memory.json"
-
-
-def processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def rss_mib(process: int) -> float:
@@ -89,14 +77,9 @@ def main() -> None:
             for epoch in epochs
         ],
         "growth_over_three_epochs": round(max(totals) / totals[0] - 1, 4),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"processor": processor_name(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),
+        **facts(torch=torch.__version__),
     }
-    with whole_file(RESULT) as path:
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    write("memory", result)
 
 
 if __name__ == "__main__":

@@ -5,39 +5,18 @@ python benchmarks/search.py        # under a minute; writes benchmarks/results/s
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
-import subprocess
 import tempfile
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import faiss
 import numpy as np
+from machine import facts, seconds, write
 
 from cclm.retrieval.index import ImageIndex, build_index
 from cclm.retrieval.store import Entry, ModelSource
-from cclm.storage import whole_file
 
 ROWS, DIM, QUERIES, K, ROUNDS = 99_999, 256, 1000, 10, 5  # one row below the threshold of approximate search
-RESULT = Path(__file__).parent / "results" / "search.json"
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:
@@ -69,14 +48,9 @@ def main() -> None:
         "one_query_ms": round(1000 * medians["one_query"], 2),
         "sgemm_gflops": round(2e-9 * ROWS * DIM * QUERIES / medians["sgemm"], 1),
         "sgemm_share": round(statistics.median(shares), 3),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"processor": processor_name(), "cores": os.cpu_count(), "load_1min": round(os.getloadavg()[0], 2)},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "faiss": faiss.__version__},
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),
+        **facts(numpy=np.__version__, faiss=faiss.__version__),
     }  # fmt: skip
-    with whole_file(RESULT) as path:
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    write("search", result)
 
 
 if __name__ == "__main__":

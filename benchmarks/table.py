@@ -1,0 +1,154 @@
+"""Makes README's tables of figures from benchmarks/results/*.json; what was not measured stays empty.
+
+python benchmarks/table.py            # writes them between the two markers of README.md
+python benchmarks/table.py --check    # only says, by its exit status, whether they are up to date
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
+BEGIN, END = "<!-- figures: begin (made by benchmarks/table.py) -->", "<!-- figures: end -->"
+RUNS = {
+    "emoji": "emoji, ten CPU minutes",
+    "emoji_full": "emoji, long",
+    "photos": "photos",
+    "photos_general": "photos, text of 16 languages",
+}
+TRANSFER = ("run", "parallel text", "pictures", "chance", "en", "others", "others / en", "reranked: en", "others",
+            "training")  # fmt: skip
+SPEED = ("what", "measured", "aim", "where and when")
+
+
+def read(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def row(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def shown(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def where(result: dict[str, Any]) -> str:
+    """Machine, date, commit; and that the machine was busy, where it was."""
+    if not result:
+        return ""
+    machine = result["machine"]
+    place = result.get("device") or result.get("trained_on") or f"{machine['processor']}, {machine['cores']} cores"
+    busy = machine.get("load_1min", 0) > machine["cores"] / 2
+    load = f" (busy: load {machine['load_1min']})" if busy else ""
+    return f"{place}{load}, {result['date']}, {result['commit']}"
+
+
+def training(entry: dict[str, Any]) -> str:
+    steps = f"{entry['steps']:,} steps" if "steps" in entry else ""
+    minutes = f"{entry['train_seconds'] / 60:.0f} min" if "train_seconds" in entry else ""
+    return ", ".join(part for part in (steps, minutes, where(entry)) if part)
+
+
+def transfer_rows(name: str, title: str, entry: dict[str, Any]) -> list[str]:
+    """The run with its parallel text, and the same without it."""
+    rows = []
+    for kind, told in (("with_parallel", "yes"), ("without_parallel", "no")):
+        found = entry.get(kind, {})
+        plain, reranked = found.get("R@10", {}), found.get("R@10_reranked", {})
+        cells = (
+            title if told == "yes" else "",
+            told,
+            shown(found.get("gallery"), 0),
+            shown(found.get("chance")),
+            shown(plain.get("en")),
+            shown(plain.get("others")),
+            shown(plain.get("ratio"), 2),
+            shown(reranked.get("en")),
+            shown(reranked.get("others")),
+            training(entry) if told == "yes" else "",
+        )
+        rows.append(row(cells))
+    return rows
+
+
+def transfer() -> list[str]:
+    runs = read("transfer").get("runs", {})
+    lines = ["Text → image R@10 in %; `others` is the mean over the languages that met no picture.", ""]
+    lines += [row(TRANSFER), row(("---",) * len(TRANSFER))]
+    for name in [*RUNS, *(name for name in runs if name not in RUNS)]:
+        lines += transfer_rows(name, RUNS.get(name, name), runs.get(name, {}))
+    for name, entry in runs.items():
+        each = entry["with_parallel"]["R@10"]["languages"]
+        lines += ["", f"{RUNS.get(name, name)}: " + ", ".join(f"{code} {value:.1f}" for code, value in each.items())]
+    return lines
+
+
+def loader_cells(loader: dict[str, Any]) -> str:
+    kinds = {"jpeg_640": "jpeg 640 px", "webp_128": "webp 128 px"}
+    cells = [
+        f"{title} {loader[kind]['efficiency']:.2f}, augmented {loader[kind + '_augmented']['efficiency']:.2f}"
+        for kind, title in kinds.items()
+        if loader
+    ]
+    return "; ".join(cells)
+
+
+def gpu_cells(gpu: dict[str, Any]) -> str:
+    modes = gpu.get("modes", {}).items()
+    return "; ".join(
+        f"{name.replace('_', ', ')} {mode['samples_per_s']:,.0f}/s"
+        + (f", MFU {mode['mfu']:.1%}" if mode["mfu"] else "")
+        for name, mode in modes
+    )
+
+
+def speed() -> list[str]:
+    step, gpu, loader, memory, search = (read(n) for n in ("step", "step_cuda", "loader", "memory", "search"))
+    rates = f"{step['sgemm_share']:.2f} ({step['step_gflops']} of {step['sgemm_gflops']} GFLOP/s)" if step else ""
+    decode = f"{loader['jpeg_640_scaled_decode']['speedup']:.1f} x" if loader else ""
+    growth = f"{memory['growth_over_three_epochs']:.1%}" if memory else ""
+    queries = f"{search['queries_per_s']:,.0f} queries/s, {search['sgemm_share']:.2f} of the product" if search else ""
+    rows = [
+        ("training step of photos.yaml / bare matrix products", rates, "0.6", where(step)),
+        ("the same step on a GPU, pairs", gpu_cells(gpu), "", where(gpu)),
+        ("loader / decoding and resizing alone, one core", loader_cells(loader), "0.95", where(loader)),
+        ("scaled JPEG decode / plain Pillow", decode, "1.5 x", where(loader)),
+        ("growth of memory over three epochs", growth, "below 5 %", where(memory)),
+        ("exact search, 99,999 pictures, 1,000 queries at once", queries, "", where(search)),
+    ]
+    return [row(SPEED), row(("---",) * len(SPEED)), *map(row, rows)]
+
+
+def figures() -> str:
+    return "\n".join([BEGIN, "", *transfer(), "", *speed(), "", END])
+
+
+def renewed(readme: str) -> str:
+    """README with the figures as they are now. Errors: ValueError without the two markers."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{README} lacks the markers {BEGIN} and {END}")
+    return before + figures() + after
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where they are out of date")
+    check = parser.parse_args().check
+    old = README.read_text(encoding="utf-8")
+    new = renewed(old)
+    if check and old != new:
+        raise SystemExit(f"{README.name}'s figures are not those of benchmarks/results: run python benchmarks/table.py")
+    if not check:
+        README.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
