@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import ArgumentParser
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -16,12 +18,18 @@ from cclm.training.datamodule import PairDataModule
 from cclm.training.settings import ProcessorSettings
 from cclm.training.system import CrossViewSystem
 
+# How jsonargparse words it: below a known key, at a file's top, inside a class, on the command line.
+_UNKNOWN = re.compile(
+    r"(?:Group '(?P<group>[\w.]+)' does not accept option|Subcommand '\w+' does not accept option|Option"
+    r"|unrecognized arguments:) '?-{0,2}(?P<key>[\w.]+)'?"
+)
+
 
 class Parser(LightningArgumentParser):
     """Says in one line what a config gets wrong, with the nearest key there is."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ValueError(_one_line(message, self)) from ex
+        raise ValueError(_one_line(str(message), self)) from ex
 
 
 class CrossViewTrainer(Trainer):
@@ -59,7 +67,7 @@ def run(arguments: list[str]) -> None:
         PairDataModule,
         args=arguments,
         parser_class=Parser,
-        parser_kwargs={"parser_mode": "omegaconf+"},
+        parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},  # half a key is a wrong key
         trainer_class=CrossViewTrainer,
         save_config_callback=SaveConfigCallback,
         save_config_kwargs={"overwrite": True},
@@ -77,13 +85,29 @@ def _check_streams(system: CrossViewSystem, data: PairDataModule) -> None:
         )
 
 
-def _one_line(message: str, parser: Parser) -> str:
-    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-    text = " ".join(lines)
-    unknown = re.search(r"(?:Key|key|arguments?:|option) '?-{0,2}([\w.]+)'? ?(?:is not expected|not|$)?", text)
-    if unknown and re.search(r"not expected|[Uu]nrecognized|not accepted|does not accept", text):
-        key = unknown[1]
-        known = [action.dest for action in parser._actions]
-        near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-        return f"{text}" + (f"; did you mean {near[0]!r}?" if near else "")
+def _one_line(message: str, parser: ArgumentParser) -> str:
+    text = " ".join(message.split())
+    # What this very function has said of a class inside a list or dict comes back with the keys around it.
+    if inner := re.search(r'Parser key "([\w.]+)":.*?(?:in ([\w.]+): )?(config key .*)', text):
+        return f"in {'.'.join(filter(None, inner.groups()[:2]))}: {inner[3]}"
+    if unknown := _UNKNOWN.search(text):
+        key = ".".join(filter(None, (unknown["group"], unknown["key"])))
+        near = _nearest(key, list(_keys(parser)))
+        return f"config key {key} does not exist" + (f"; did you mean {near}?" if near else "; --help lists all")
     return text
+
+
+def _keys(parser: ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        yield action.dest
+        for verb in getattr(action, "_name_parser_map", {}).values():
+            yield from _keys(verb)
+
+
+def _nearest(key: str, known: list[str]) -> str | None:
+    """The option of the same group that `key` spells out (learning_rate: lr) or misspells, else the most alike key."""
+    group, _, name = key.rpartition(".")
+    siblings = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == group}
+    initials = "".join(word[:1] for word in name.split("_"))
+    near = [initials] if initials in siblings else difflib.get_close_matches(name, siblings, 1)
+    return siblings[near[0]] if near else next(iter(difflib.get_close_matches(key, known, 1)), None)

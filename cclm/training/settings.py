@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from cclm.models.convert import load_backbone, load_xlm_roberta, read_weights
@@ -39,12 +41,18 @@ class NetworkSettings:
 
     `pretrained`: a folder to start from, instead of `config`. `backbone_weights`, `text_weights`: files for the image
     encoder (timm names or order) and for the text layers (XLM-R); `package:NAME` is the file that a package carries.
+    `text_weights_every`: n takes every n-th layer of these (2: CCLM-3M/4M cuts its 12 out of XLM-R large's 24).
     """
 
     config: dict[str, Any] = field(default_factory=dict)
     pretrained: str | None = None
     backbone_weights: str | None = None
     text_weights: str | None = None
+    text_weights_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.text_weights_every < 1:
+            raise ValueError(f"network.text_weights_every is {self.text_weights_every}; choose 1 (all layers) or more")
 
     def build(self, processor: CCLMProcessor) -> tuple[CCLMModel, set[str]]:
         """The model, and the names of its parameters that no weights filled."""
@@ -57,7 +65,8 @@ class NetworkSettings:
             report = load_backbone(model.image_encoder.backbone, read_weights(self.backbone_weights))
             filled |= {f"image_encoder.backbone.{name}" for name in report.filled}
         if self.text_weights:
-            filled |= set(load_xlm_roberta(model, read_weights(_weight_file(self.text_weights))).filled)
+            weights = every_layer(read_weights(_weight_file(self.text_weights)), self.text_weights_every)
+            filled |= set(load_xlm_roberta(model, weights).filled)
         return model, {name for name, _ in model.named_parameters()} - filled
 
 
@@ -86,6 +95,19 @@ def _known(geometry: dict[str, Any]) -> dict[str, Any]:
             near = difflib.get_close_matches(key, keys, 1)
             raise ValueError(f"network.config has no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     return geometry
+
+
+def every_layer(weights: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    """The last of every `step` layers, numbered anew: of 24 layers and step 2, layers 1, 3 .. 23 become 0 .. 11."""
+    kept = {}
+    for name, value in weights.items():
+        if layer := re.search(r"(?<=encoder\.layer\.)\d+", name):
+            group, place = divmod(int(layer[0]), step)
+            if place != step - 1:
+                continue
+            name = f"{name[: layer.start()]}{group}{name[layer.end() :]}"
+        kept[name] = value
+    return kept
 
 
 def _weight_file(path: str) -> Path | str:

@@ -32,7 +32,8 @@ class CrossViewSystem(pl.LightningModule):
     """Trains one network on the pairs of any number of streams.
 
     Every step takes one batch of every stream; the losses are summed and one update follows. With `alternate` each
-    stream has its own update, as in the original's schedule; the rate still advances once per step.
+    stream has its own update, as in the original's schedule; the rate still advances once per step, while
+    trainer.max_steps counts updates: streams x steps.
     """
 
     def __init__(
@@ -69,19 +70,28 @@ class CrossViewSystem(pl.LightningModule):
         torch.manual_seed(seed)
         generator = torch.Generator(self.device).manual_seed(seed)
         self.batches_seen += 1
-        by_stream = self._stream_losses(batch, generator)
+        named: dict[str, Tensor] = {}
+        by_stream = self._stream_losses(batch, generator, named)
+        total = None
         if self.automatic_optimization:
-            return torch.stack(list(by_stream)).sum()
-        self._alternate(by_stream)
-        return None
+            total = torch.stack(list(by_stream)).sum()
+        else:
+            self._alternate(by_stream)
+        # All at once: what is logged between two updates of an epoch's first step is forgotten by Lightning.
+        self.log_dict({f"train/{name}": loss for name, loss in named.items()}, batch_size=1)
+        return total
 
-    def _stream_losses(self, batch: StepBatch, generator: torch.Generator) -> Iterator[Tensor]:
-        """One weighted loss per stream; lazily, so that alternating updates see each other's result."""
+    def _stream_losses(
+        self, batch: StepBatch, generator: torch.Generator, named: dict[str, Tensor]
+    ) -> Iterator[Tensor]:
+        """One weighted loss per stream; lazily, so that alternating updates see each other's result.
+
+        Each loss is also put into `named` as "stream/objective".
+        """
         for stream, pairs in batch.batches.items():
             losses = pair_losses(self.model, pairs, dict(self.objectives[stream].items()), generator)
             self._check_finite(stream, losses)
-            named = {f"train/{stream}/{name}": loss.detach() for name, loss in losses.items()}
-            self.log_dict(named, batch_size=len(pairs))
+            named |= {f"{stream}/{name}": loss.detach() for name, loss in losses.items()}
             yield sum(self.weights.get(f"{stream}/{name}", 1.0) * loss for name, loss in losses.items())
 
     def _check_finite(self, stream: str, losses: dict[str, Tensor]) -> None:
@@ -122,7 +132,9 @@ class CrossViewSystem(pl.LightningModule):
             raise ValueError("trainer.max_steps is not set; the rate's schedule needs to know where it ends")
         named = dict(self.model.named_parameters()) | dict(self.objectives.named_parameters(prefix="objectives"))
         optimizer = build_optimizer(parameter_groups(named, self.settings, self.new_names), self.settings)
-        schedule = build_schedule(optimizer, self.settings, total)
+        # Trainer.max_steps counts updates, of which a step has several when streams alternate; the rate moves per step.
+        steps = total if self.automatic_optimization else total // len(self.objectives)
+        schedule = build_schedule(optimizer, self.settings, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train(self, mode: bool = True) -> Self:
