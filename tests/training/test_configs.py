@@ -1,0 +1,255 @@
+"""The shipped configs parse; the published ones have the published sizes and run; a wrong key is told in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+
+from cclm.cli import main
+from cclm.models.model import CCLMModel
+from cclm.models.processor import CCLMProcessor, ImageSettings
+from cclm.training.optim import OptimizerSettings, parameter_groups
+from cclm.training.settings import NetworkSettings, ProcessorSettings, every_layer
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
+PUBLISHED = ("cclm_3m", "cclm_4m", "cclm_x2vlm_base")
+Config = dict[str, Any]
+
+# Parameters of the published models by part (reference/cclm.md 1.5), and of the box head, which is not built yet.
+SWIN_PARTS = {
+    "image_encoder": 86_743_224,
+    "image_adapter": 0,
+    "embeddings": 256_531_456,  # 250,002 words + 514 positions + 1 type of width 1,024, and a norm
+    "text_encoder": 6 * 12_596_224,
+    "fusion": 6 * 16_796_672,
+    "image_projection": 262_400,
+    "text_projection": 262_400,
+    "match_head": 2_107_394,
+    "mlm_head": 1_049_600 + 2_048 + 250_002,  # transform, norm and bias: the decoder's weight is the embeddings'
+    "logit_scale": 1,
+}
+X2VLM_PARTS = {
+    "image_encoder": 85_761_984,
+    "image_adapter": 0,
+    "embeddings": 192_398_592,
+    "text_encoder": 12 * 7_087_872,
+    "fusion": 6 * 9_451_776,
+    "image_projection": 196_864,
+    "text_projection": 196_864,
+    "match_head": 1_187_330,
+    "mlm_head": 590_592 + 1_536 + 250_002 + 250_002 * 768,
+    "logit_scale": 1,
+}
+# name -> parts, box head, total with it as published, in units of 0.1 M
+SIZES = {
+    "cclm_3m": (SWIN_PARTS, 2_111_492, 5257),
+    "cclm_4m": (SWIN_PARTS, 2_111_492, 5257),
+    "cclm_x2vlm_base": (X2VLM_PARTS, 1_190_404, 6155),
+}
+
+
+def read(name: str) -> Config:
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+
+
+def written(config: Config, folder: Path) -> str:
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return str(file)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_config_parses(file: Path, capsys: pytest.CaptureFixture) -> None:
+    """The real parser reads it, checks every key and type, resolves references, and prints what it understood."""
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(file), "--print_config"])
+    understood = yaml.safe_load(capsys.readouterr().out)
+    assert stop.value.code == 0
+    root = understood["trainer"]["default_root_dir"]
+    folders = [callback["init_args"]["folder"] for callback in understood["trainer"]["callbacks"][:1]]
+    assert folders == [f"{root}/pretrained"]
+    assert understood["data"]["streams"] and set(understood["model"]["objectives"]) == {
+        stream["name"] for stream in understood["data"]["streams"]
+    }
+
+
+@pytest.fixture(scope="module")
+def tokenizer(data: Path) -> Any:
+    return ProcessorSettings(str(data / "tokenizer")).build().tokenizer
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name: str, tokenizer: Any) -> None:
+    config = read(name)
+    processor = CCLMProcessor(tokenizer, ImageSettings(**config["processor"]["image"]))
+    with torch.device("meta"):
+        model, _ = NetworkSettings(config["model"]["network"]["config"]).build(processor)
+    parts = {part: sum(p.numel() for p in child.parameters()) for part, child in model.named_children()}
+    tied = model.config.tie_word_embeddings
+    parts["mlm_head"] -= model.embeddings.word.weight.numel() if tied else 0
+    parts["logit_scale"] = model.logit_scale.numel()
+    expected, box_head, published = SIZES[name]
+    assert parts == expected
+    total = sum(p.numel() for p in model.parameters())
+    assert total == sum(expected.values()) and round((total + box_head) / 1e5) == published
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_rates(name: str, tokenizer: Any) -> None:
+    """Every part at its published rate; what no weights fill at twice that."""
+    config = read(name)
+    settings = OptimizerSettings(**config["model"]["optimizer"])
+    processor = CCLMProcessor(tokenizer, ImageSettings(**config["processor"]["image"]))
+    with torch.device("meta"):
+        model, _ = NetworkSettings(config["model"]["network"]["config"]).build(processor)
+    new = {name for name, _ in model.named_parameters() if "cross_attention" in name or "match_head" in name}
+    groups = parameter_groups(dict(model.named_parameters()), settings, new)
+    rates = {parameter: group["lr"] for group in groups for parameter in group["names"]}
+    image, text, cross, rest = (2e-5, 8e-5, 4e-5, 4e-5) if name == "cclm_x2vlm_base" else (1e-4,) * 4
+    assert {rate for parameter, rate in rates.items() if parameter.startswith("image_encoder.")} == {image}
+    assert rates["embeddings.word.weight"] == rates["text_encoder.blocks.0.attention.key.bias"] == text
+    assert rates["fusion.blocks.0.attention.key.weight"] == cross and rates["image_projection.weight"] == rest
+    assert rates["fusion.blocks.0.cross_attention.key.weight"] == 2 * cross and rates["match_head.0.weight"] == 2 * rest
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures", "batch", "epochs"),
+    [
+        ("cclm_3m", 2_838_361, 1024, 30),
+        ("cclm_4m", 5_004_332, 1024, 30),
+        ("cclm_x2vlm_base", 5_004_332, 480, 39),
+    ],
+)
+def test_published_lengths(name: str, pictures: int, batch: int, epochs: int) -> None:
+    config = read(name)
+    trainer, model, data = config["trainer"], config["model"], config["data"]
+    steps = math.ceil(pictures / batch)
+    updates = len(data["streams"]) if model["alternate"] else 1
+    assert data["loader"]["steps_per_epoch"] == steps and trainer["max_steps"] == epochs * steps * updates
+    assert {stream["batch_size"] * trainer["devices"] for stream in data["streams"]} == {batch}
+    assert [stream["name"] for stream in data["streams"]][0] == ("text" if model["alternate"] else "image")
+
+
+def tiny(name: str, data: Path, folder: Path) -> Config:
+    """The published run at a width of 32, on drawn pictures, in one process: all else as it is in the file."""
+    config = read(name)
+    updates = len(config["data"]["streams"]) if config["model"]["alternate"] else 1
+    config["trainer"] |= {
+        "max_steps": 2 * updates,
+        "accelerator": "cpu",
+        "devices": 1,
+        "strategy": "auto",
+        "default_root_dir": str(folder),
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    recorder = {"class_path": "tests.training.recorder.Recorder", "init_args": {"file": str(folder / "steps.jsonl")}}
+    config["trainer"]["callbacks"].append(recorder)
+    config["processor"]["tokenizer"] = str(data / "tokenizer")
+    config["processor"]["image"]["image_size"] = 32
+    network = config["model"]["network"]
+    network |= {"backbone_weights": None, "text_weights": None}
+    network["config"] |= {"backbone": "test_vit", "hidden_size": 32, "num_heads": 2, "intermediate_size": 64}
+    network["config"] |= {"text_layers": 2, "fusion_layers": 2, "embedding_size": 16}
+    del network["config"]["vocab_size"]  # the tokenizer's
+    config["data"]["loader"] |= {"workers": 0, "pin_memory": False}
+    for stream in config["data"]["streams"]:
+        stream |= {"batch_size": 4, "shards": str(data / {"image": "photos", "text": "texts"}[stream["name"]])}
+        if stream["name"] == "image":
+            stream["pairs"]["init_args"]["languages"] = ["de", "en"]
+    return config
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_run(name: str, data: Path, tmp_path: Path) -> None:
+    config = tiny(name, data, tmp_path)
+    main(["fit", "--config", written(config, tmp_path)])
+    steps = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == ([2, 4] if config["model"]["alternate"] else [1, 2])
+    names = {f"train/{stream}/{n}" for stream in ("image", "text") for n in ("contrastive", "matching", "masked_lm")}
+    for step in steps:
+        assert names <= set(step["losses"])
+        assert all(math.isfinite(float.fromhex(value)) for value in step["losses"].values())
+    model = CCLMModel.from_pretrained(tmp_path / "pretrained")
+    ours = config["model"]["network"]["config"]
+    assert {key: getattr(model.config, key) for key in ours} == ours
+
+
+def test_every_second_layer_of_a_large_model() -> None:
+    weights = {f"roberta.encoder.layer.{n}.output.dense.bias": torch.tensor(n) for n in range(24)}
+    kept = every_layer(weights | {"lm_head.bias": torch.tensor(-1)}, 2)
+    assert {name.split(".")[3]: int(value) for name, value in kept.items() if "layer" in name} == {
+        str(ours): 2 * ours + 1 for ours in range(12)
+    }
+    assert "lm_head.bias" in kept and every_layer(weights, 1) == weights
+
+
+@pytest.mark.parametrize(("alternate", "rates"), [(True, [1.0, 0.5]), (False, [1.0, 0.75, 0.5, 0.25])])
+def test_the_rate_ends_with_the_run(data: Path, tmp_path: Path, alternate: bool, rates: list[float]) -> None:
+    """Four updates are two alternating steps: the rate falls to 0 over the steps there are, not over the updates."""
+    config = tiny("cclm_3m", data, tmp_path)
+    config["trainer"] |= {"max_steps": 4, "precision": "32-true"}
+    config["model"] |= {"alternate": alternate}
+    config["model"]["optimizer"] |= {"lr": 1.0, "new_factor": 1.0, "warmup_steps": 0, "weight_decay": 0.0}
+    config["trainer"]["callbacks"].append(
+        {"class_path": f"{__name__}.Rates", "init_args": {"file": str(tmp_path / "r")}}
+    )
+    main(["fit", "--config", written(config, tmp_path)])
+    assert [float(line) for line in (tmp_path / "r").read_text().split()] == rates
+
+
+class Rates(pl.Callback):
+    """Writes down the rate of every step."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, system: pl.LightningModule, batch: Any, index: int) -> None:
+        with self.file.open("a") as lines:
+            lines.write(f"{trainer.optimizers[0].param_groups[0]['lr']}\n")
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "message"),
+    [
+        (
+            ["model", "optimizer"],
+            "learning_rate",
+            "model.optimizer.learning_rate does not exist; did you mean model.optimizer.lr?",
+        ),
+        (["model", "network"], "weights", "model.network.weights does not exist; did you mean model.network."),
+        (["trainer"], "max_step", "trainer.max_step does not exist; did you mean trainer.max_steps?"),
+        (
+            ["processor", "image"],
+            "imagesize",
+            "processor.image.imagesize does not exist; did you mean processor.image.image_size?",
+        ),
+        (["data", "streams", 0], "batchsize", "batchsize does not exist; did you mean batch_size?"),
+        (["data", "streams", 0, "pairs", "init_args"], "language", "language does not exist; did you mean languages?"),
+        (["model", "objectives", "text", "matching", "init_args"], "row", "row does not exist; did you mean rows?"),
+        ([], "modell", "modell does not exist; did you mean model?"),
+        ([], "zzz", "zzz does not exist; --help lists all"),
+    ],
+)
+def test_a_wrong_key_in_a_file_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, place: list[str | int], wrong: str, message: str
+) -> None:
+    config = read("cclm_3m")
+    within: Any = config
+    for key in place:
+        within = within.setdefault(key, {}) if isinstance(key, str) else within[key]
+    within[wrong] = 1
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", written(config, tmp_path)])
+    error = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(error) == 1
+    assert error[0].startswith("cclm: ") and f"config key {message}" in error[0]
+    assert len(place) < 3 or error[0].startswith(f"cclm: in {'.'.join(str(key) for key in place[:2])}")
