@@ -51,6 +51,9 @@ class TrainingCLI(LightningCLI):
             parser.link_arguments("processor", f"{part}.processor", apply_on="instantiate")
             parser.link_arguments("seed_everything", f"{part}.seed", compute_fn=int)
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would read hyper-parameters from the checkpoint; ours stand in the config alone."""
+
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         config = self.config.get(str(self.subcommand), self.config)
         _check_streams(self.model, self.datamodule)

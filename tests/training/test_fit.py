@@ -54,14 +54,14 @@ class TestOptionsKeepTheFunction:
         [
             ({"model__compute": {"checkpoint_activations": True}}, 1e-5),
             ({"model__compute": {"compile": True, "compile_backend": "aot_eager"}}, 1e-4),
-            ({"trainer__precision": "bf16-mixed"}, 0.1),
+            ({"trainer__precision": "bf16-mixed"}, 0.1),  # eight bits of mantissa, four updates
         ],
         ids=["checkpointing", "compile", "bf16"],
     )
     def test_option(self, fit: Run, expected: list[float], changes: Config, tolerance: float) -> None:
         folder = fit(model__network__config__dropout=0.0, **changes)
         got = losses(folder, "image/contrastive") + losses(folder, "text/masked_lm")
-        assert all(abs(a - b) < tolerance for a, b in zip(got, expected, strict=True))
+        assert got == pytest.approx(expected, rel=tolerance)
 
 
 def test_accumulation_updates_less_often(fit: Run) -> None:
@@ -113,10 +113,9 @@ def test_ema_is_what_is_exported(fit: Run, config: Config) -> None:
 def test_sixty_four_pairs_are_learned_by_heart(fit: Run, data: Path) -> None:
     """All objectives together must be able to reach their floor, which no broken label, mask or gradient does."""
     folder = fit(
-        trainer__max_steps=220,
+        trainer__max_steps=330,
         model__network__config__dropout=0.0,
         model__optimizer={"lr": 4e-3, "warmup_steps": 10},
-        data__loader={"steps_per_epoch": 50},
         data__streams=[
             {
                 "name": "image",
@@ -138,7 +137,9 @@ def test_sixty_four_pairs_are_learned_by_heart(fit: Run, data: Path) -> None:
     def last(name: str) -> float:
         return sum(losses(folder, f"image/{name}")[-10:]) / 10
 
-    assert last("contrastive") < 0.35 and last("matching") < 0.45 and last("masked_lm") < 2.0
+    reached = {name: last(name) for name in ("contrastive", "matching", "masked_lm")}
+    floors = {"contrastive": 0.3, "matching": 0.3, "masked_lm": 1.5}  # from about 2.8, 0.64 and 4.5
+    assert all(reached[name] < floor for name, floor in floors.items()), reached
 
 
 class Diverging(Objective):

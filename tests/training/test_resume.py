@@ -35,7 +35,8 @@ def lines(file: Path) -> dict[int, dict]:
 def start(config: Config, file: Path, *arguments: str) -> subprocess.Popen:
     file.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-c", "from cclm.cli import main; main()", "fit", "--config", str(file), *arguments]
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    root = str(Path(__file__).resolve().parents[2])  # where the config's recorder is found
+    return subprocess.Popen(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root})
 
 
 @pytest.mark.parametrize("workers", [0, 1])
