@@ -46,8 +46,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. What a user can get wrong ends as one line on standard error and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=os.environ.get("CCLM_LOG", "WARNING"), format="%(name)s: %(message)s")
-    for noisy in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):  # their tips are not about this run
-        logging.getLogger(noisy).setLevel(os.environ.get("CCLM_LOG", "ERROR"))
     warnings.filterwarnings("ignore", module="pytorch_lightning|torchvision|timm")
     try:
         _run(arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from cclm.data.loader import StepBatch
 from cclm.storage import whole_file, whole_folder
+
+logger = logging.getLogger(__name__)
 
 
 class Position(pl.Callback):
@@ -32,7 +35,7 @@ class Speed(pl.Callback):
 
     def _reset(self) -> None:
         self._start = self._last_end = time.perf_counter()
-        self._samples, self._waited = 0, 0.0
+        self._samples, self._steps, self._waited = 0, 0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
         self._reset()
@@ -49,13 +52,17 @@ class Speed(pl.Callback):
         self, trainer: pl.Trainer, system: pl.LightningModule, outputs: Any, batch: StepBatch, index: int
     ) -> None:
         self._samples += sum(len(pairs) for pairs in batch.batches.values())
+        self._steps += 1
         self._last_end = now = time.perf_counter()
         if trainer.global_step % self.every_n_steps or now == self._start:
             return
         seconds = now - self._start
         skipped = float(trainer.datamodule.progress.skipped.total())
-        system.log("speed/samples_per_second", self._samples / seconds * trainer.world_size, prog_bar=True)
-        system.log("speed/data_wait", self._waited / seconds, prog_bar=True)
+        rate, waited = self._samples / seconds * trainer.world_size, self._waited / seconds
+        left = (trainer.max_steps - trainer.global_step) * seconds / self._steps
+        logger.info("step %d of %d, %.0f samples/s, %.0f s left", trainer.global_step, trainer.max_steps, rate, left)
+        system.log("speed/samples_per_second", rate, prog_bar=True)
+        system.log("speed/data_wait", waited, prog_bar=True)
         system.log("data/skipped", skipped, prog_bar=skipped > 0)
         self._reset()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from transformers.utils.logging import disable_progress_bar
 
 from cclm.training.callbacks import Position, Speed, WholeCheckpoints
 from cclm.training.datamodule import PairDataModule
@@ -63,8 +66,15 @@ class TrainingCLI(LightningCLI):
 
 def run(arguments: list[str]) -> None:
     """Run one verb with its arguments. Errors: ValueError, OSError with one line for the user."""
-    # With `args` given, Lightning warns wherever the program itself had arguments.
+    # With `args` given, Lightning warns wherever the program itself had arguments. Its tips are not about this run
+    # either, nor are the bars of saving a few megabytes.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+    warnings.filterwarnings("ignore", "Found .* module.s. in eval mode")  # a frozen part is
+    for logger in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    disable_progress_bar()
+    if not sys.stderr.isatty():  # no progress bar will show: tell in lines how far the run is
+        logging.getLogger("cclm.training").setLevel(logging.INFO)
     TrainingCLI(
         CrossViewSystem,
         PairDataModule,

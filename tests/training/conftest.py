@@ -57,7 +57,10 @@ def config(data: Path, tmp_path: Path) -> Config:
             "limit_val_batches": 0,
             "callbacks": [
                 {"class_path": "cclm.training.callbacks.Export", "init_args": {"folder": str(tmp_path / "model")}},
-                {"class_path": "tests.training.recorder.Recorder", "init_args": {"file": str(tmp_path / "steps.jsonl")}},
+                {
+                    "class_path": "tests.training.recorder.Recorder",
+                    "init_args": {"file": str(tmp_path / "steps.jsonl")},
+                },
             ],
         },
         "processor": {"tokenizer": str(data / "tokenizer"), "max_tokens": 24, "image": {"image_size": 32}},
