@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from cclm.models.heads import MaskedLMHead, MatchHead, Projection
-from cclm.models.layers import Embeddings, Layout, Stack, Vocabulary
+from cclm.models.layers import Dropout, Embeddings, Layout, Stack, Vocabulary
 from cclm.models.vision import ImageEncoder
 from cclm.types import Memory, View
 
@@ -45,6 +45,7 @@ class CCLMConfig(PreTrainedConfig):
     pad_token_id: int | None = 1
     mask_token_id: int | None = None  # None: the last id, where XLM-R and our tokenizers put it
     dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
     norm_eps: float = 1e-5
     fusion_norm_eps: float = 1e-5
     pre_norm: bool = False
@@ -65,7 +66,13 @@ class CCLMConfig(PreTrainedConfig):
 
     def layout(self, norm_eps: float) -> Layout:
         return Layout(
-            self.hidden_size, self.num_heads, self.intermediate_size, float(self.dropout), norm_eps, self.pre_norm
+            width=self.hidden_size,
+            heads=self.num_heads,
+            intermediate=self.intermediate_size,
+            dropout=float(self.dropout),
+            attention_dropout=float(self.attention_dropout),
+            norm_eps=norm_eps,
+            pre_norm=self.pre_norm,
         )
 
     @property
@@ -231,7 +238,7 @@ class ImageAdapter(nn.Module):
             self.layers = nn.Sequential(
                 nn.Linear(width, config.hidden_size),
                 nn.LayerNorm(config.hidden_size, eps=config.norm_eps),
-                nn.Dropout(float(config.dropout)),
+                Dropout(float(config.dropout)),
             )
 
     def forward(self, states: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModel, XLMRobertaConfig, XLMRobertaModel
 
 from cclm.models.convert import load_backbone, load_xlm_roberta, read_weights
+from cclm.models.layers import Dropout
 from cclm.models.model import CCLMConfig, CCLMModel
 
 TINY = {
@@ -235,3 +236,18 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a plain weight file"):
         read_weights(tmp_path / "weights.th")
     assert not (tmp_path / "sprung").exists()
+
+
+def test_dropout_keeps_the_mean_and_its_rate() -> None:
+    torch.manual_seed(0)
+    dropout = Dropout(0.1)
+    states = torch.ones(301, 1001, requires_grad=True)
+    dropped = dropout(states)
+    share = (dropped == 0).float().mean().item()
+    assert abs(share - 26 / 256) < 0.003 and abs(dropped.mean().item() - 1) < 0.003
+    columns = (dropped == 0).float().mean(0)  # no position is favoured, in particular none of every eight
+    assert columns.std() < 1.3 * (0.1 * 0.9 / 301) ** 0.5 and abs(columns[7::8].mean() - share) < 0.003
+    dropped.sum().backward()
+    assert torch.equal(states.grad, dropped.detach())  # the same mask in both directions
+    assert dropout.eval()(states) is states
+    assert not torch.equal(dropout.train()(states), dropped)
