@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. What a user can get wrong ends as one line on standard error and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=os.environ.get("CCLM_LOG", "WARNING"), format="%(name)s: %(message)s")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a missing folder was asked of the hub: we tell that
     warnings.filterwarnings("ignore", module="pytorch_lightning|torchvision|timm")
     try:
         _run(arguments)

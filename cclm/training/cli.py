@@ -100,6 +100,8 @@ def _check_streams(system: CrossViewSystem, data: PairDataModule) -> None:
 
 def _one_line(message: str, parser: ArgumentParser) -> str:
     text = " ".join(message.split())
+    if missing := re.search(r'Parser key "config": .*File does not exist: (.+)', text):
+        return f"no config at {missing[1]}; those that come with cclm are in configs/"
     # What this very function has said of a class inside a list or dict comes back with the keys around it.
     if inner := re.search(r'Parser key "([\w.]+)":.*?(?:in ([\w.]+): )?(config key .*)', text):
         return f"in {'.'.join(filter(None, inner.groups()[:2]))}: {inner[3]}"
