@@ -142,6 +142,9 @@ def _retrieval_options(parser: ArgumentParser) -> None:
     parser.add_argument("--languages", type=list[str] | None, default=None, help="[de,fr]; all by default")
     parser.add_argument("--texts", default="auto", help="auto, captions or parallel: which texts are queries")
     parser.add_argument("--rerank", type=int, default=0, help="candidates per query for the matching head")
+    parser.add_argument(
+        "--rerank_similarity", type=float, default=0.0, help="weight of the similarity beside the match log-odds"
+    )
     parser.add_argument("--encoding", type=EncodingOptions, default=EncodingOptions())
 
 
@@ -162,7 +165,13 @@ def _evaluate_retrieval(given: Namespace) -> None:
     model, processor = _load(given.model, given.device)
     provenance = Provenance(source.path, source.sha256, given.data, _data_hash(given.data), date.today().isoformat())
     languages = tuple(given.languages) if given.languages else None
-    options = RetrievalOptions(languages, texts=given.texts, rerank=given.rerank, encoding=given.encoding)
+    options = RetrievalOptions(
+        languages,
+        texts=given.texts,
+        rerank=given.rerank,
+        rerank_similarity=given.rerank_similarity,
+        encoding=given.encoding,
+    )
     views = pixel_views(model, processor, lambda data: open_image(data, processor.image_size))
     skipped: Counter[str] = Counter()
     records = read_records(given.data, skipped=skipped)

@@ -45,6 +45,8 @@ class Matcher(Encoder, Protocol):
 
     def match_logits(self, fused: Tensor) -> Tensor: ...
 
+    def scale(self) -> Tensor: ...
+
 
 @dataclass(frozen=True)
 class EncodingOptions:

@@ -153,7 +153,10 @@ class CCLMModel(PreTrainedModel):
         memory = self.project(context) if isinstance(context, View) else context
         mask = memory.mask[:, None, None, :]  # (B, 1, 1, S)
         contexts = [(keys, values, mask) for keys, values in zip(memory.keys, memory.values, strict=True)]
-        return self.fusion(target.states, target.mask, contexts)
+        fused = self.fusion(target.states, target.mask, contexts)
+        if self.config.pooling == "first":
+            return fused
+        return torch.cat([self._pool(fused, target.mask).unsqueeze(1), fused[:, 1:]], dim=1)
 
     # -- heads -------------------------------------------------------------------------------------------------------
 

@@ -14,11 +14,16 @@ class Matching(Objective):
     """One true pair against a hard negative on each side, cross-entropy over 3 B rows (reference/cclm.md 2.3).
 
     `rows` limits it to the first pairs of the batch, since fusion costs most of a step; negatives come from those rows.
+    `hardness` h: a wrong partner is drawn with a chance in proportion to exp(h * similarity / temperature). At 1, as in
+    the reference, nothing that the embeddings know tells it from the right one, and a small model stays at chance for
+    long; at 0 all are equally likely.
     """
 
-    def __init__(self, rows: int | None = None) -> None:
+    def __init__(self, rows: int | None = None, hardness: float = 1.0) -> None:
         super().__init__()
-        self.rows = rows
+        if hardness < 0:
+            raise ValueError(f"matching hardness is {hardness}; choose 0 (any wrong partner) to 1 (by similarity)")
+        self.rows, self.hardness = rows, hardness
 
     def forward(self, pair: EncodedPair, draft: Draft | None = None, view: View | None = None) -> Tensor:
         count = first_rows(len(pair.batch), self.rows)
@@ -28,7 +33,7 @@ class Matching(Objective):
             )
         rows = torch.arange(count, device=pair.target.embedding.device)
         target, memory = pair.target.select(rows), pair.memory.select(rows)
-        negative_context, negative_target = draw_negatives(pair, count)
+        negative_context, negative_target = draw_negatives(pair, count, self.hardness)
         texts = _join_views(target, target, target.select(negative_target))
         contexts = _join_memories(memory, memory.select(negative_context), memory)
         logits = pair.model.match_logits(pair.model.fuse(texts, contexts))  # (3 B, 2)
@@ -38,10 +43,10 @@ class Matching(Objective):
 
 
 @torch.no_grad()
-def draw_negatives(pair: EncodedPair, count: int) -> tuple[Tensor, Tensor]:
+def draw_negatives(pair: EncodedPair, count: int, hardness: float = 1.0) -> tuple[Tensor, Tensor]:
     """For each of the first `count` pairs a wrong context and a wrong target, (count,) each, likely when similar."""
     context, target = pair.context.embedding[:count], pair.target.embedding[:count]
-    similarity = (pair.model.scale() * target @ context.T).float()  # (B, B) row: target, column: context
+    similarity = (hardness * pair.model.scale() * target @ context.T).float()  # (B, B) row: target, column: context
     of_targets = _weights(similarity)
     of_contexts = _weights(similarity.T)
     contexts = torch.multinomial(of_targets, 1, generator=pair.generator).squeeze(1)

@@ -24,12 +24,13 @@ LOGGED = ("R@1", "R@10")
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """One dataset to retrieve from. `languages`: None for all it has. `rerank`: candidates per query, 0 for none."""
+    """One dataset to retrieve from. `languages`: None for all it has; `rerank`: as in `RetrievalOptions`."""
 
     name: str
     shards: str
     languages: list[str] | None = None
     rerank: int = 0
+    rerank_similarity: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,12 @@ class RetrievalTask:
     def evaluate(self, model: CCLMModel, processor: CCLMProcessor) -> dict[str, float]:
         """Metrics by "<set>/<language>/<direction>/<metric>"; the language "others" is the mean without English."""
         chosen = self.settings.languages
-        options = RetrievalOptions(tuple(chosen) if chosen else None, rerank=self.settings.rerank, draws=0)
+        options = RetrievalOptions(
+            tuple(chosen) if chosen else None,
+            rerank=self.settings.rerank,
+            rerank_similarity=self.settings.rerank_similarity,
+            draws=0,
+        )
         untold = Provenance("in training", "", self.settings.shards, "", "")
         records = read_records(self.settings.shards)
         report = evaluate_retrieval(model, processor, records, self._views(model, processor), untold, options)

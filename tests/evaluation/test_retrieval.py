@@ -154,15 +154,19 @@ def test_equal_files_tie_before_and_after_reranking(
     assert twice["image_to_text"]["median_rank"] == once["image_to_text"]["median_rank"]
 
 
-def test_rerank_of_everything_is_the_order_of_the_matching_head(
-    model: CCLMModel, processor: CCLMProcessor, records: list[Record], encoded: tuple
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_rerank_of_everything_is_the_order_of_the_matching_head_and_the_weighted_similarity(
+    model: CCLMModel, processor: CCLMProcessor, records: list[Record], encoded: tuple, weight: float
 ) -> None:
-    options = RetrievalOptions(languages=("en",), rerank=1000, draws=20)
+    options = RetrievalOptions(languages=("en",), rerank=1000, rerank_similarity=weight, draws=20)
     report = evaluate(model, processor, records, options)
     images, texts, strings, encoding = encoded
     owners = torch.tensor([row for row, record in enumerate(records) for _ in record.captions["en"]])
     grid = torch.cartesian_prod(torch.arange(len(records)), torch.arange(len(strings)))
     matches = match_scores(model, images, texts, grid, encoding).view(len(records), len(strings))
+    similarity = images.embeddings @ texts.embeddings.T
+    assert (weight * model.scale() * similarity).std() > 0.1 * matches.std() or not weight  # it can change the order
+    matches = matches + weight * model.scale() * similarity
     brute = (matches.T.gather(1, owners[:, None]) < matches.T).sum(1) + 1
     scores = report.languages["en"]
     assert scores["text_to_image_rerank"]["R@10"] == pytest.approx(100 * float((brute <= 10).double().mean()), abs=3)
@@ -170,6 +174,7 @@ def test_rerank_of_everything_is_the_order_of_the_matching_head(
     assert scores["text_to_image_rerank"]["R@10"] != scores["text_to_image"]["R@10"]
     assert scores["image_to_text_rerank"]["gallery"] == len(strings)
     assert "1000 best" in report.protocol["rerank"]
+    assert ("log-odds alone" if not weight else "log-odds + 0.5 x similarity") in report.protocol["rerank"]
     assert report.mean("text_to_image_rerank")["R@1"] == scores["text_to_image_rerank"]["R@1"]
 
 
@@ -248,7 +253,14 @@ def test_rerank_needs_a_matching_head(model: CCLMModel, processor: CCLMProcessor
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"rerank": -1}, "rerank is -1"), ({"draws": -1}, "draws is -1"), ({"texts": "x"}, "auto")]
+    ("options", "message"),
+    [
+        ({"rerank": -1}, "rerank is -1"),
+        ({"rerank_similarity": -0.5}, "rerank_similarity is -0.5"),
+        ({"rerank_similarity": float("nan")}, "rerank_similarity is nan"),
+        ({"draws": -1}, "draws is -1"),
+        ({"texts": "x"}, "auto"),
+    ],
 )
 def test_wrong_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

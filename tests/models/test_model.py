@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModel, XLMRobertaConfig, XLMRobertaModel
 
 from cclm.models.convert import load_backbone, load_xlm_roberta, read_weights
-from cclm.models.layers import Dropout
+from cclm.models.layers import Attention, Dropout
 from cclm.models.model import CCLMConfig, CCLMModel
 
 TINY = {
@@ -139,6 +140,33 @@ def test_padding_and_batch_do_not_matter() -> None:
         assert torch.allclose(alone.states[0], together.states[row, :length], atol=1e-5)
         assert torch.allclose(alone.embedding[0], together.embedding[row], atol=1e-5)
         assert torch.allclose(model.fuse(alone, image)[0], fused[row, :length], atol=1e-5)
+
+
+def test_matching_reads_a_pooled_state_where_embeddings_do() -> None:
+    ids, mask = texts(3, 8)
+    first, mean = tiny(), tiny(pooling="mean")
+    mean.load_state_dict(first.state_dict())
+    image = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    fused = first.fuse(first.encode_text(ids, mask), first.encode_image(image))
+    pooled = mean.fuse(mean.encode_text(ids, mask), mean.encode_image(image))
+    assert torch.allclose(pooled[:, 1:], fused[:, 1:], atol=1e-6)
+    for row in range(3):
+        assert torch.allclose(pooled[row, 0], fused[row][mask[row]].mean(0), atol=1e-6)
+
+
+def test_attention_in_bfloat16_is_that_of_float32_forward_and_back() -> None:
+    """On a CPU the two run on different kernels."""
+    torch.manual_seed(0)
+    exact = Attention(48, 4, 0.0)
+    rough = copy.deepcopy(exact).bfloat16()
+    _, mask = texts(4, 9)
+    states = torch.randn(4, 9, 48)
+    for attention, given in ((exact, states), (rough, states.bfloat16())):
+        keys, values = attention.project(given)
+        attention(given, keys, values, mask[:, None, None]).float().square().sum().backward()
+    for wanted, found in zip(exact.parameters(), rough.parameters(), strict=True):
+        assert found.dtype == torch.bfloat16
+        assert (wanted.grad - found.grad.float()).abs().max() < 0.02 * wanted.grad.abs().max().clamp(min=1)
 
 
 def test_a_memory_equals_its_view() -> None:

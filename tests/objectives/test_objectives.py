@@ -76,17 +76,28 @@ def test_matching_scores_true_pairs_against_drawn_ones() -> None:
     assert torch.allclose(loss, expected, atol=1e-6)
 
 
-def test_negatives_are_wrong_partners_and_mostly_similar_ones() -> None:
+@pytest.mark.parametrize("hardness", [1.0, 0.3, 0.0])
+def test_negatives_are_wrong_partners_as_likely_as_their_similarity_and_the_hardness_say(hardness: float) -> None:
     model = tiny()
     pair = encoded(model, batch(model, rows=8))
-    drawn = [draw_negatives(pair, 8) for _ in range(300)]
+    drawn = [draw_negatives(pair, 8, hardness) for _ in range(300)]
     assert all(
         (contexts != torch.arange(8)).all() and (targets != torch.arange(8)).all() for contexts, targets in drawn
     )
     similarity = (pair.target.embedding @ pair.context.embedding.T * model.scale()).fill_diagonal_(-torch.inf)
-    expected = similarity.softmax(1)
+    expected = (hardness * similarity).nan_to_num(nan=-torch.inf).fill_diagonal_(-torch.inf).softmax(1)
     counts = torch.stack([F.one_hot(contexts, 8) for contexts, _ in drawn]).float().mean(0)
     assert (counts - expected).abs().max() < 0.12
+
+
+def test_matching_uses_its_hardness() -> None:
+    model = tiny()
+    pairs = batch(model)
+    torch.nn.init.constant_(model.logit_scale, 6.0)  # so similar is always nearest
+    losses = {hardness: float(Matching(hardness=hardness)(encoded(model, pairs)).detach()) for hardness in (0.0, 1.0)}
+    assert losses[0.0] != losses[1.0]
+    with pytest.raises(ValueError, match="hardness is -1"):
+        Matching(hardness=-1)
 
 
 def test_matching_needs_two_pairs() -> None:
