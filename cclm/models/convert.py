@@ -138,6 +138,19 @@ def load_xlm_roberta(model: CCLMModel, weights: dict[str, Tensor]) -> KeyReport:
     return report
 
 
+def every_layer(weights: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    """The last of every `step` layers, numbered anew: of 24 layers and step 2, layers 1, 3 .. 23 become 0 .. 11."""
+    kept = {}
+    for name, value in weights.items():
+        if layer := re.search(r"(?<=encoder\.layer\.)\d+", name):
+            group, place = divmod(int(layer[0]), step)
+            if place != step - 1:
+                continue
+            name = f"{name[: layer.start()]}{group}{name[layer.end() :]}"
+        kept[name] = value
+    return kept
+
+
 def _layer_target(name: str, text_layers: int) -> str | None:
     match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", name)
     if not match or match[2] not in _LAYER_NAMES:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import AutoTokenizer
 
-from cclm.models.convert import load_backbone, load_xlm_roberta, read_weights
+from cclm.models.convert import every_layer, load_backbone, load_xlm_roberta, read_weights
 from cclm.models.model import CCLMConfig, CCLMModel
 from cclm.models.processor import CCLMProcessor, ImageSettings
 
@@ -95,19 +93,6 @@ def _known(geometry: dict[str, Any]) -> dict[str, Any]:
             near = difflib.get_close_matches(key, keys, 1)
             raise ValueError(f"network.config has no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     return geometry
-
-
-def every_layer(weights: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-    """The last of every `step` layers, numbered anew: of 24 layers and step 2, layers 1, 3 .. 23 become 0 .. 11."""
-    kept = {}
-    for name, value in weights.items():
-        if layer := re.search(r"(?<=encoder\.layer\.)\d+", name):
-            group, place = divmod(int(layer[0]), step)
-            if place != step - 1:
-                continue
-            name = f"{name[: layer.start()]}{group}{name[layer.end() :]}"
-        kept[name] = value
-    return kept
 
 
 def _weight_file(path: str) -> Path | str:

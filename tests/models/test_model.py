@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from transformers import AutoModel, XLMRobertaConfig, XLMRobertaModel
 
-from cclm.models.convert import load_backbone, load_xlm_roberta, read_weights
+from cclm.models.convert import every_layer, load_backbone, load_xlm_roberta, read_weights
 from cclm.models.layers import Attention, Dropout
 from cclm.models.model import CCLMConfig, CCLMModel
 
@@ -216,6 +216,15 @@ def test_a_folder_with_a_missing_or_extra_tensor_is_refused(tmp_path: Path) -> N
 def test_a_missing_folder_is_one_line() -> None:
     with pytest.raises(ValueError, match="no pretrained folder at ./nowhere"):
         CCLMModel.from_pretrained("./nowhere")
+
+
+def test_every_second_layer_of_a_large_model() -> None:
+    weights = {f"roberta.encoder.layer.{n}.output.dense.bias": torch.tensor(n) for n in range(24)}
+    kept = every_layer(weights | {"lm_head.bias": torch.tensor(-1)}, 2)
+    assert {name.split(".")[3]: int(value) for name, value in kept.items() if "layer" in name} == {
+        str(ours): 2 * ours + 1 for ours in range(12)
+    }
+    assert "lm_head.bias" in kept and every_layer(weights, 1) == weights
 
 
 def test_released_families_have_the_reference_parameter_counts() -> None:

@@ -115,12 +115,12 @@ def changed(config: Config, **changes: Any) -> Config:
 
 @pytest.fixture
 def fit(config: Config, tmp_path: Path) -> Run:
-    """Run `cclm fit` with changes to the tiny config; returns the run's folder."""
+    """Run `cclm fit`, or another verb, with changes to the tiny config; returns the run's folder."""
 
-    def run(*arguments: str, **changes: Any) -> Path:
+    def run(*arguments: str, verb: str = "fit", **changes: Any) -> Path:
         file = tmp_path / "config.yaml"
         file.write_text(yaml.safe_dump(changed(config, **changes)))
-        main(["fit", "--config", str(file), *arguments])
+        main([verb, "--config", str(file), *arguments])
         return tmp_path
 
     return run

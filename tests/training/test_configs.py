@@ -16,7 +16,7 @@ from cclm.cli import main
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor, ImageSettings
 from cclm.training.optim import OptimizerSettings, parameter_groups
-from cclm.training.settings import NetworkSettings, ProcessorSettings, every_layer
+from cclm.training.settings import NetworkSettings, ProcessorSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 PUBLISHED = ("cclm_3m", "cclm_4m", "cclm_x2vlm_base")
@@ -181,15 +181,6 @@ def test_published_configs_run(name: str, data: Path, tmp_path: Path) -> None:
     model = CCLMModel.from_pretrained(tmp_path / "pretrained")
     ours = config["model"]["network"]["config"]
     assert {key: getattr(model.config, key) for key in ours} == ours
-
-
-def test_every_second_layer_of_a_large_model() -> None:
-    weights = {f"roberta.encoder.layer.{n}.output.dense.bias": torch.tensor(n) for n in range(24)}
-    kept = every_layer(weights | {"lm_head.bias": torch.tensor(-1)}, 2)
-    assert {name.split(".")[3]: int(value) for name, value in kept.items() if "layer" in name} == {
-        str(ours): 2 * ours + 1 for ours in range(12)
-    }
-    assert "lm_head.bias" in kept and every_layer(weights, 1) == weights
 
 
 @pytest.mark.parametrize(("alternate", "rates"), [(True, [1.0, 0.5]), (False, [1.0, 0.75, 0.5, 0.25])])

@@ -68,6 +68,20 @@ class TestOptionsKeepTheFunction:
         assert got == pytest.approx(expected, rel=tolerance)
 
 
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_a_checkpoint_is_scored_without_training(
+    fit: Run, data: Path, capsys: pytest.CaptureFixture, verb: str
+) -> None:
+    sets = [{"name": "own", "shards": str(data / "photos"), "languages": ["en", "de"], "rerank": 4}]
+    (checkpoint,) = fit(trainer__enable_checkpointing=True).glob("checkpoints/*.ckpt")
+    capsys.readouterr()
+    folder = fit("--ckpt_path", str(checkpoint), verb=verb, data__validation=sets, trainer__limit_val_batches=1)
+    shown = capsys.readouterr().out
+    for metric in ("own/en/text_to_image/R@10", "own/others/image_to_text/R@1", "own/de/text_to_image_rerank/R@1"):
+        assert metric in shown
+    assert len(steps(folder)) == 4  # those of the fit
+
+
 def test_accumulation_updates_less_often(fit: Run) -> None:
     folder = fit(trainer__accumulate_grad_batches=2, trainer__max_steps=3)
     assert [step["step"] for step in steps(folder)] == [0, 1, 1, 2, 2, 3]
