@@ -65,6 +65,7 @@ class Memory(TensorData):
     keys: tuple[Tensor, ...]  # one (B, H, L, D / H) per fusion layer
     values: tuple[Tensor, ...]  # one (B, H, L, D / H) per fusion layer
     mask: Tensor  # (B, L) bool
+    embedding: Tensor  # (B, E) unit norm
 
 
 class Encoder(Protocol):

@@ -46,10 +46,12 @@ class CCLMConfig(PreTrainedConfig):
     mask_token_id: int | None = None  # None: the last id, where XLM-R and our tokenizers put it
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
+    patch_dropout: float | int = 0.0  # share of an image's patches that a training step leaves out (FLIP)
     norm_eps: float = 1e-5
     fusion_norm_eps: float = 1e-5
     pre_norm: bool = False
     pooling: str = "first"  # which text state becomes the embedding: "first", or the "mean" of all
+    fuse_embeddings: bool = False  # matching also reads the product of both embeddings; with pooling "mean"
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
     temperature: float = 0.07
@@ -61,6 +63,10 @@ class CCLMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.pooling not in ("first", "mean"):
             raise ValueError(f'pooling is {self.pooling!r}; choose "first" or "mean"')
+        if self.fuse_embeddings and self.pooling == "first":
+            raise ValueError('fuse_embeddings needs pooling "mean": the first fused state is a token\'s own otherwise')
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout is {self.patch_dropout}; it is a share of the patches, from 0 to below 1")
         if self.mask_token_id is None:
             self.mask_token_id = self.vocab_size - 1
 
@@ -89,8 +95,6 @@ class CCLMModel(PreTrainedModel):
     supports_gradient_checkpointing = False  # ours is `checkpoint_activations`, over our own stacks
     _supports_sdpa = True
     _tied_weights_keys = {"mlm_head.decoder.weight": "embeddings.word.weight"}
-    # Layers that no released encoder holds; training gives them a larger rate (`init_params` of the original).
-    scratch_parts = ("image_adapter", "image_projection", "text_projection", "match_head", "logit_scale")
 
     def __init__(self, config: CCLMConfig) -> None:
         super().__init__(config)
@@ -103,6 +107,7 @@ class CCLMModel(PreTrainedModel):
         self.image_projection = Projection(width, config.embedding_size)
         self.text_projection = Projection(width, config.embedding_size)
         self.match_head = MatchHead(width, 2)
+        self.embedding_fusion = nn.Linear(config.embedding_size, width) if config.fuse_embeddings else None
         self.mlm_head = MaskedLMHead(width, config.vocab_size, config.norm_eps)
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
         self.post_init()
@@ -115,9 +120,20 @@ class CCLMModel(PreTrainedModel):
 
     def encode_image_states(self, states: Tensor) -> View:
         """Backbone states (B, 1 + L, W) -> view."""
+        states = self._drop_patches(states)
         states = self.image_adapter(states)  # (B, 1 + L, D)
         mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         return View(states, mask, self.image_projection(states[:, 0]))
+
+    def _drop_patches(self, states: Tensor) -> Tensor:
+        """In training, a random part of the patches, and their mean in the first place: (B, 1 + L', W)."""
+        if not self.training or not self.config.patch_dropout:
+            return states
+        patches = states[:, 1:]  # (B, L, W)
+        count = max(1, round(patches.shape[1] * (1 - self.config.patch_dropout)))
+        kept = torch.rand(patches.shape[:2], device=states.device).argsort(1)[:, :count]  # (B, L')
+        patches = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[2]))
+        return torch.cat([patches.mean(1, keepdim=True), patches], dim=1)
 
     def encode_image(self, pixel_values: Tensor) -> View:
         """Pixels (B, 3, H, W) -> view."""
@@ -141,11 +157,12 @@ class CCLMModel(PreTrainedModel):
         """Keys and values of `context` for every fusion layer, to be read by any number of targets."""
         projected = [block.cross_attention.project(context.states) for block in self.fusion.blocks]
         keys, values = zip(*projected, strict=True)
-        return Memory(keys, values, context.mask)
+        return Memory(keys, values, context.mask, context.embedding)
 
     def fuse(self, target: View, context: View | Memory | None) -> Tensor:
         """The target text (B, L, D) read in the light of the context (B views, any kind) -> fused states (B, L, D).
 
+        The first fused state, which `match_logits` reads, is pooled as embeddings are (`pooling`).
         Without a context the same layers only attend to the target itself (translation language modelling).
         """
         if context is None:
@@ -156,7 +173,11 @@ class CCLMModel(PreTrainedModel):
         fused = self.fusion(target.states, target.mask, contexts)
         if self.config.pooling == "first":
             return fused
-        return torch.cat([self._pool(fused, target.mask).unsqueeze(1), fused[:, 1:]], dim=1)
+        first = self._pool(fused, target.mask)  # (B, D)
+        if self.embedding_fusion is not None:
+            product = self.config.embedding_size * target.embedding * memory.embedding  # (B, E), its mean the cosine
+            first = first + self.embedding_fusion(product)
+        return torch.cat([first.unsqueeze(1), fused[:, 1:]], dim=1)
 
     # -- heads -------------------------------------------------------------------------------------------------------
 

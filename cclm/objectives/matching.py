@@ -69,4 +69,4 @@ def _join_views(*views: View) -> View:
 def _join_memories(*memories: Memory) -> Memory:
     keys = tuple(torch.cat(layer) for layer in zip(*(m.keys for m in memories), strict=True))
     values = tuple(torch.cat(layer) for layer in zip(*(m.values for m in memories), strict=True))
-    return Memory(keys, values, torch.cat([m.mask for m in memories]))
+    return Memory(keys, values, torch.cat([m.mask for m in memories]), torch.cat([m.embedding for m in memories]))

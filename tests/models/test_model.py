@@ -123,6 +123,23 @@ def test_the_first_image_state_is_the_mean_of_the_others() -> None:
     assert torch.allclose(states[:, 0], states[:, 1:].mean(1), atol=1e-6)
 
 
+def test_dropped_patches_are_drawn_anew_in_training_and_never_after_it() -> None:
+    model = tiny(patch_dropout=0.75, dropout=0.0)
+    model.image_adapter, model.image_projection = torch.nn.Identity(), torch.nn.Identity()
+    patches = torch.eye(16).repeat(200, 1, 1)  # each patch marks its own place
+    states = torch.cat([patches.mean(1, keepdim=True), patches], dim=1)  # (200, 17, 16)
+    assert torch.equal(model.encode_image_states(states).states, states)
+    model.train()
+    view = model.encode_image_states(states)
+    assert view.states.shape == (200, 5, 16) and view.mask.shape == (200, 5)
+    kept = view.states[:, 1:].sum(1)  # (200, 16)
+    assert ((kept == 0) | (kept == 1)).all() and (kept.sum(1) == 4).all()
+    assert torch.allclose(view.states[:, 0], kept / 4) and torch.equal(view.embedding, view.states[:, 0])
+    assert (kept.mean(0) - 0.25).abs().max() < 0.12 and not torch.equal(kept[0], kept[1])
+    with pytest.raises(ValueError, match="patch_dropout is 1"):
+        tiny(patch_dropout=1.0)
+
+
 def test_an_unknown_backbone_names_near_ones() -> None:
     with pytest.raises(ValueError, match=r"'resnet5' is not a timm model; near it: .*resnet"):
         tiny(backbone="resnet5")
@@ -152,6 +169,22 @@ def test_matching_reads_a_pooled_state_where_embeddings_do() -> None:
     assert torch.allclose(pooled[:, 1:], fused[:, 1:], atol=1e-6)
     for row in range(3):
         assert torch.allclose(pooled[row, 0], fused[row][mask[row]].mean(0), atol=1e-6)
+
+
+def test_matching_may_also_read_the_product_of_the_embeddings() -> None:
+    plain, more = tiny(pooling="mean"), tiny(pooling="mean", fuse_embeddings=True)
+    more.load_state_dict(plain.state_dict(), strict=False)
+    target = more.encode_text(*texts(3, 8))
+    context = more.encode_image(torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5)))
+    rows = torch.tensor([2, 0, 1])  # memories chosen by row bring their embeddings along
+    fused = more.fuse(target, more.project(context).select(rows))
+    expected = plain.fuse(target, context.select(rows))
+    product = 16 * target.embedding * context.embedding[rows]
+    assert torch.allclose(fused[:, 0], expected[:, 0] + more.embedding_fusion(product), atol=1e-5)
+    assert torch.allclose(fused[:, 1:], expected[:, 1:], atol=1e-6)
+    assert torch.allclose(product.mean(1), (target.embedding * context.embedding[rows]).sum(1), atol=1e-6)
+    with pytest.raises(ValueError, match="fuse_embeddings needs pooling"):
+        tiny(fuse_embeddings=True)
 
 
 def test_attention_in_bfloat16_is_that_of_float32_forward_and_back() -> None:
