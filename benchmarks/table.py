@@ -18,7 +18,7 @@ RUNS = {  # name -> what it is, and the aim
     "emoji": ("`emoji.yaml`", "en 50; ratio 0.3"),
     "emoji_full": ("`emoji_full.yaml`", "en 60; ratio 0.7"),
     "photos": ("`photos.yaml`", "en 45, reranked 50; ratio 0.6"),
-    "photos_general": ("`photos.yaml`, general text in 16 languages", ""),
+    "photos_general": ("`photos_general.yaml`", ""),
 }
 TRANSFER = ("run", "parallel text", "pictures", "chance", "en", "others", "others / en", "reranked: en", "others",
             "aim", "training")  # fmt: skip

@@ -174,7 +174,7 @@ class TestSnippets:
             config = merged(config, yaml.safe_load(block))
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         understood = check_fit(["fit", "--config", str(tmp_path / "config.yaml")], capsys)
-        assert understood["model"]["weights"] == {"image/agreement": 0.1}
+        assert understood["model"]["weights"]["image/agreement"] == 0.1
         assert set(understood["model"]["objectives"]["image"]) == {"contrastive", "matching", "masked_lm", "agreement"}
         assert understood["data"]["validation"][0]["rerank"] == 16
         assert timm.is_model(understood["model"]["network"]["config"]["backbone"])
