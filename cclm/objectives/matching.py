@@ -21,7 +21,7 @@ class Matching(Objective):
 
     def __init__(self, rows: int | None = None, hardness: float = 1.0) -> None:
         super().__init__()
-        if hardness < 0:
+        if not hardness >= 0:
             raise ValueError(f"matching hardness is {hardness}; choose 0 (any wrong partner) to 1 (by similarity)")
         self.rows, self.hardness = rows, hardness
 
