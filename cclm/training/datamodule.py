@@ -109,14 +109,7 @@ class PairDataModule(pl.LightningDataModule):
         encoder = system.model.image_encoder.eval()
         device = self.trainer.strategy.root_device
         encoder.to(device)
-        settings = CacheSettings(
-            self.settings.cache,
-            _fingerprint(encoder, self.processor),
-            versions,
-            # The maps of more images than this go back to the system after every layer, and half the time with them.
-            batch_size=16 if device.type == "cpu" else 256,
-            seed=self.seed,
-        )
+        settings = CacheSettings(self.settings.cache, _fingerprint(encoder, self.processor), versions, seed=self.seed)
         with cache_progress() as progress:
             return cached_states(source, lambda pixels: encoder(pixels.to(device)), self.processor, settings, progress)
 
