@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from jsonargparse import ArgumentParser, Namespace
 
     from cclm.models.model import CCLMModel
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=os.environ.get("CCLM_LOG", "WARNING"), format="%(name)s: %(message)s")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a missing folder was asked of the hub: we tell that
     warnings.filterwarnings("ignore", module="pytorch_lightning|torchvision|timm")
+    warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # refused by us, in our own words
     try:
         _run(arguments)
     except (ValueError, OSError, TypeError) as error:
@@ -234,13 +236,19 @@ def _search_options(parser: ArgumentParser) -> None:
 
 def _search(given: Namespace) -> None:
     from cclm.data.images import open_image
+    from cclm.data.records import SampleError
     from cclm.retrieval.index import ImageIndex, query_kind
+    from cclm.types import ImageInput
 
     kind = query_kind(given.query)
     index = ImageIndex.open(given.index)
     model, processor = _load(index.model(given.model), given.device)
     if kind == "image":
-        inputs = _image_input(processor, open_image(Path(given.query).read_bytes(), processor.image_size))
+        try:
+            image = open_image(Path(given.query).read_bytes(), processor.image_size)
+        except SampleError as error:
+            raise ValueError(f"query {given.query}: {error}; give another picture") from None
+        inputs = ImageInput(processor.images([image]))
     else:
         inputs = processor.texts([given.query])
     hits = index.search(_embedding(model, inputs), given.k)[0]
@@ -252,12 +260,6 @@ def _embedding(model: CCLMModel, inputs: Any) -> Any:
 
     with torch.inference_mode():
         return inputs.to(model.device).encode(model).embedding.float().cpu()
-
-
-def _image_input(processor: CCLMProcessor, image: Any) -> Any:
-    from cclm.types import ImageInput
-
-    return ImageInput(processor.images([image]))
 
 
 def _listed(hits: list[Hit]) -> str:
@@ -281,7 +283,18 @@ def _load(folder: Path, device: str) -> tuple[CCLMModel, CCLMProcessor]:
     from cclm.models.processor import CCLMProcessor
 
     transformers_logging.disable_progress_bar()
-    return CCLMModel.from_pretrained(folder).eval().to(device), CCLMProcessor.from_pretrained(folder)
+    place = _device(device)
+    return CCLMModel.from_pretrained(folder).eval().to(place), CCLMProcessor.from_pretrained(folder)
+
+
+def _device(name: str) -> torch.device:
+    """Errors: ValueError for a device that this machine, or this build of torch, has not."""
+    import torch
+
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"no device {name!r} here ({_first_line(error).split('. ')[0]}); use cpu") from None
 
 
 def _check_languages(source: str, languages: list[str] | None) -> None:

@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
+
+
+class DiskFullError(OSError):
+    """No room for a file; what stood there before still does."""
+
+
+@contextmanager
+def _told_where_full(path: Path) -> Iterator[None]:
+    """Writers say it in their own ways, torch not at all: whatever failed on a full disk becomes one message."""
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if full or isinstance(error, DiskFullError) or shutil.disk_usage(path.parent).free < 2**16:
+            raise DiskFullError(f"disk full while writing {path}: free some space or write elsewhere") from error
+        raise
+
+
+def check_replaceable(path: Path | str, kinds: Collection[str]) -> Path:
+    """Refuse, before the work, to replace anything but a folder of nothing but our own files.
+
+    `kinds`: patterns of the files, relative to the folder, that whoever writes there writes.
+    Errors: ValueError for a file, or a folder that holds anything else (names it).
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"output {path} is a file; choose a new or empty folder")
+    for file in sorted(path.rglob("*")) if path.is_dir() else ():
+        name = file.relative_to(path).as_posix()
+        if not file.is_dir() and not any(fnmatch(name, kind) for kind in kinds):
+            raise ValueError(f"output {path} holds {name}, which is not replaced; choose a new or empty folder")
+    return path
 
 
 def _sync_folder(folder: Path) -> None:
@@ -27,16 +61,17 @@ def _sync_file(path: Path) -> None:
 def whole_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed over it, else removed.
 
-    Errors: whatever the body raises (a full disk is an OSError); `path` keeps its former content.
+    Errors: DiskFullError; whatever else the body raises. `path` then keeps its former content.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield temporary
-        _sync_file(temporary)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        with _told_where_full(path):
+            yield temporary
+            _sync_file(temporary)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -51,15 +86,18 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync_file(file)
-        if path.exists():
-            os.replace(path, retired)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        with _told_where_full(path):
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync_file(file)
+            if path.exists():
+                os.replace(path, retired)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
     finally:
+        if retired.exists() and not path.exists():  # stopped between the two renames
+            os.replace(retired, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
 

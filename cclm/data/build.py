@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, get_type_hints
 
 from cclm.data.shards import MANIFEST, Manifest, ShardWriter, read_records
 from cclm.data.tokenizer import balance, train_tokenizer
-from cclm.storage import whole_folder
+from cclm.storage import check_replaceable, whole_folder
 from cclm.types import Record
 
 log = logging.getLogger(__name__)
@@ -80,13 +80,8 @@ def check_options(name: str, recipe: Recipe, options: dict[str, OptionValue]) ->
 
 def check_output(output: Path, overwrite: bool) -> None:
     """Refuse to replace anything without being told to, and anything but a dataset even then."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not output.is_dir() or not any(output.glob(f"*/{MANIFEST}")):
-        raise ValueError(
-            f"data build: {output} exists and is no dataset that this command built: choose another folder"
-        )
-    if not overwrite:
+    check_replaceable(output, (f"*/{MANIFEST}", "*/[0-9]*.tar"))
+    if not overwrite and output.is_dir() and any(output.iterdir()):
         raise ValueError(f"data build: {output} holds a dataset already: --overwrite true replaces it")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cclm.storage import whole_folder
+from cclm.storage import check_replaceable, whole_folder
 
 if TYPE_CHECKING:
     from tokenizers.normalizers import Normalizer
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 # Their place in this tuple is their id; <mask> takes the last id of the vocabulary.
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 LONGEST_SENTENCE = 4096  # bytes; sentencepiece leaves out what is longer
 
 
@@ -133,7 +134,7 @@ def train_tokenizer(
     """Train on `sentences` and save into the folder `output`, for `AutoTokenizer.from_pretrained`.
 
     `vocab_size` counts everything, the special tokens included. The same sentences give the same files.
-    Errors: ValueError where the text does not yield that many pieces; OSError where the folder cannot be written.
+    Errors: ValueError where the text does not yield that many pieces or the folder holds anything but a tokenizer.
     """
     if vocab_size < len(SPECIAL_TOKENS) + 2:
         raise ValueError(
@@ -141,6 +142,7 @@ def train_tokenizer(
         )
     if not 0 < character_coverage <= 1:
         raise ValueError(f"tokenizer: character_coverage={character_coverage} is outside 0..1: 1 keeps every character")
+    check_replaceable(output, FILES)
     unigram = train_unigram(sentences, vocab_size, lowercase=lowercase, character_coverage=character_coverage)
     tokenizer = wrap(unigram, lowercase=lowercase)
     assert len(tokenizer) == vocab_size

@@ -65,6 +65,8 @@ class RetrievalOptions:
             raise ValueError(f"rerank is {self.rerank}; give the number of candidates per query, or 0 for none")
         if not self.rerank_similarity >= 0:
             raise ValueError(f"rerank_similarity is {self.rerank_similarity}; give 0 (match alone) or a weight above")
+        if self.rerank_similarity and not self.rerank:
+            raise ValueError("rerank_similarity is given without rerank; say how many candidates to rerank")
         if self.draws < 0:
             raise ValueError(f"draws is {self.draws}; give the number of bootstrap draws, or 0 for none")
         if self.texts not in TEXT_RULES:

@@ -13,11 +13,14 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub.dataclasses import strict
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from cclm.models.heads import MaskedLMHead, MatchHead, Projection
 from cclm.models.layers import Dropout, Embeddings, Layout, Stack, Vocabulary
+from cclm.models.names import is_here
 from cclm.models.vision import ImageEncoder
 from cclm.types import Memory, View
 
@@ -240,13 +243,24 @@ class CCLMModel(PreTrainedModel):
         a model that is partly random would still run, and its numbers would mean nothing.
         """
         folder = str(folder)
-        if not Path(folder).is_dir() and (folder.startswith((".", "/")) or folder.count("/") != 1):
-            raise ValueError(f"no pretrained folder at {folder}; train one with `cclm fit` or check the path")
-        model, report = super().from_pretrained(folder, output_loading_info=True, **kwargs)
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if is_here(folder) and not (Path(folder) / "config.json").is_file():
+            what = "no config.json in" if Path(folder).is_dir() else "no pretrained folder at"
+            raise ValueError(f"{what} {folder}; train one with `cclm fit` or check the path")
+        # Ours is the report: transformers logs a table first, and raises before it tells of other shapes.
+        told = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+        try:
+            model, report = super().from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(f"{folder}: weights are damaged ({error}); export the model again") from error
+        finally:
+            transformers_logging.set_verbosity(told)
+        for problem in _PROBLEMS:
             if names := sorted(map(str, report.get(problem) or ())):
                 raise ValueError(
-                    f"{folder}: {len(names)} {problem.replace('_keys', '')} tensor(s), first {names[0]}; "
+                    f"{folder}: {len(names)} {_PROBLEMS[problem]}, first {names[0]}; "
                     "the weights do not belong to this config.json, export the model again"
                 )
         return model
@@ -268,6 +282,13 @@ class ImageAdapter(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         return self.layers(states)
 
+
+_PROBLEMS = {
+    "missing_keys": "missing tensor(s)",
+    "unexpected_keys": "unexpected tensor(s)",
+    "mismatched_keys": "tensor(s) of another shape",
+    "error_msgs": "error(s)",
+}
 
 AutoConfig.register("cclm", CCLMConfig)
 AutoModel.register(CCLMConfig, CCLMModel)

@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as VF
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin
 
+from cclm.models.names import is_here
 from cclm.storage import whole_file
 from cclm.types import TextInput
 
@@ -131,7 +132,18 @@ class CCLMProcessor(PushToHubMixin):
             raise ValueError(f"no {FILE} in {folder}; a pretrained folder written by `cclm fit` has one")
         stored = json.loads(path.read_text())
         settings = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["image"].items()}
-        return cls(AutoTokenizer.from_pretrained(str(folder)), ImageSettings(**settings), stored["max_tokens"])
+        return cls(load_tokenizer(str(folder)), ImageSettings(**settings), stored["max_tokens"])
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A tokenizer's folder or hub name. Errors: ValueError where there is none."""
+    if is_here(name) and not Path(name).is_dir():
+        raise ValueError(f"no tokenizer at {name}; train one with `cclm data tokenizer`")
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"no tokenizer at {name} ({reason}); train one with `cclm data tokenizer`") from None
 
 
 _BICUBIC = v2.InterpolationMode.BICUBIC

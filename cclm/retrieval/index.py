@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cclm.retrieval.store import (
     INDEX_FILE,
+    MANIFEST_FILE,
     METADATA_FILE,
     REBUILD,
     Entry,
@@ -27,7 +28,7 @@ from cclm.retrieval.store import (
     check_files,
     check_model,
 )
-from cclm.storage import file_hash, whole_folder
+from cclm.storage import check_replaceable, file_hash, whole_folder
 
 if TYPE_CHECKING:
     import faiss
@@ -57,8 +58,11 @@ class Hit:
 def query_kind(query: str) -> Literal["image", "text"]:
     """Whether a query is the path of an image file or a text.
 
-    Errors: FileNotFoundError for what looks like an image path but names no file: a typing error, hardly a text.
+    Errors: ValueError for an empty query; FileNotFoundError for what looks like an image path but names no file: a
+    typing error, hardly a text.
     """
+    if not query.strip():
+        raise ValueError("the query is empty; give a text, or the path of an image file")
     path = Path(query)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return "text"
@@ -83,8 +87,7 @@ def build_index(
     import faiss
 
     output = Path(output)
-    if output.exists() and not (output / INDEX_FILE).is_file() and (output.is_file() or any(output.iterdir())):
-        raise ValueError(f"output {output} is or holds something other than an index; choose a new or empty folder")
+    check_replaceable(output, (INDEX_FILE, METADATA_FILE, MANIFEST_FILE))
     with whole_folder(output) as folder:
         vectors = _write_metadata(batches, folder / METADATA_FILE)
         factory, search = plan(len(vectors), exact_below)

@@ -12,9 +12,15 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from cclm.data.loader import StepBatch
-from cclm.storage import whole_file, whole_folder
+from cclm.storage import check_replaceable, whole_file, whole_folder
 
 logger = logging.getLogger(__name__)
+
+# What a pretrained folder consists of; other tokenizers than ours have more files than one.
+EXPORTED = (
+    *("config.json", "processor_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
+)
 
 
 class Position(pl.Callback):
@@ -72,6 +78,11 @@ class Export(pl.Callback):
 
     def __init__(self, folder: str, initial: str | None = None) -> None:
         self.folder, self.initial = folder, initial
+
+    def setup(self, trainer: pl.Trainer, system: pl.LightningModule, stage: str) -> None:
+        """Errors: ValueError, before the training, for a folder that holds anything but a former export."""
+        for folder in filter(None, (self.folder, self.initial)) if stage == "fit" else ():
+            check_replaceable(folder, EXPORTED)
 
     def on_train_start(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
         if self.initial and trainer.global_step == 0:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from transformers.utils.logging import disable_progress_bar
 
 from cclm.training.callbacks import Position, Speed, WholeCheckpoints
@@ -60,6 +61,8 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         config = self.config.get(str(self.subcommand), self.config)
         _check_streams(self.model, self.datamodule)
+        if self.subcommand != "fit" and not (self.datamodule.validation or self.datamodule.testing):
+            raise ValueError(f"{self.subcommand}: data.validation is empty; name the datasets to retrieve from")
         Path(config.trainer.default_root_dir or ".").mkdir(parents=True, exist_ok=True)
         return super().instantiate_trainer(**kwargs)
 
@@ -75,6 +78,13 @@ def run(arguments: list[str]) -> None:
     disable_progress_bar()
     if not sys.stderr.isatty():  # no progress bar will show: tell in lines how far the run is
         logging.getLogger("cclm.training").setLevel(logging.INFO)
+    try:
+        _start(arguments)
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def _start(arguments: list[str]) -> None:
     TrainingCLI(
         CrossViewSystem,
         PairDataModule,

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from cclm.models.convert import every_layer, load_backbone, load_xlm_roberta, read_weights
 from cclm.models.model import CCLMConfig, CCLMModel
-from cclm.models.processor import CCLMProcessor, ImageSettings
+from cclm.models.processor import CCLMProcessor, ImageSettings, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -24,13 +22,7 @@ class ProcessorSettings:
 
     def build(self) -> CCLMProcessor:
         """Errors: ValueError where there is no tokenizer."""
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"no tokenizer at {self.tokenizer} ({str(error).splitlines()[0]}); train one with `cclm data tokenizer`"
-            ) from None
-        return CCLMProcessor(tokenizer, self.image, self.max_tokens)
+        return CCLMProcessor(load_tokenizer(self.tokenizer), self.image, self.max_tokens)
 
 
 @dataclass(frozen=True)

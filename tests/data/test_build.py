@@ -79,10 +79,18 @@ def test_a_dataset_is_replaced_only_when_told_to(table: Path, tmp_path: Path) ->
 
 
 def test_what_is_no_dataset_is_never_replaced(table: Path, tmp_path: Path) -> None:
-    for occupied in (table.parent, table):
-        with pytest.raises(ValueError, match=r"exists and is no dataset that this command built"):
+    index = tmp_path / "runs" / "index"
+    index.mkdir(parents=True)
+    for name in ("manifest.json", "index.faiss"):
+        (index / name).write_text("{}")
+    for occupied, message in (
+        (table.parent, "holds numbers.tsv, which is not replaced"),
+        (table, "is a file"),
+        (index.parent, "holds index/index.faiss, which is not replaced"),
+    ):
+        with pytest.raises(ValueError, match=message):
             build("parallel_text", table, occupied, overwrite=True)
-    assert table.exists()
+    assert table.exists() and (index / "index.faiss").exists()
 
 
 def test_a_failed_build_leaves_what_stood(table: Path, tmp_path: Path) -> None:
