@@ -31,7 +31,7 @@ from cclm.training.settings import ComputeSettings
 from cclm.types import PairBatch, StatesInput, TextInput
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "pretrain" / "photos.yaml"
-VOCABULARY, STATES, BATCHES = 16000, 26, 4  # 5 x 5 grid cells of a 160-pixel image, and their mean
+VOCABULARY, BATCHES = 16000, 4
 LENGTHS = {"image": 15, "text": 24}  # tokens of a batch's longest text; batches are sorted by length
 ROUNDS, STEPS, SQUARE = 7, 4, 1024
 PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}  # dense bf16 TFLOP/s, as the maker states
@@ -43,9 +43,10 @@ def texts(count: int, longest: int) -> TextInput:
     return TextInput(torch.randint(5, VOCABULARY - 1, (count, longest)).where(mask, 1), mask)
 
 
-def pairs(stream: str, size: int, width: int) -> PairBatch:
+def pairs(stream: str, size: int, states: torch.Size) -> PairBatch:
+    """`states`: (L, W) of one image."""
     length = LENGTHS[stream]
-    context = StatesInput(torch.randn(size, STATES, width)) if stream == "image" else texts(size, length)
+    context = StatesInput(torch.randn(size, *states)) if stream == "image" else texts(size, length)
     return PairBatch(stream, context, texts(size, length))
 
 
@@ -56,7 +57,9 @@ class Step:
         config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
         torch.manual_seed(0)
         self.device, self.bf16 = device, bf16
-        self.model = CCLMModel(CCLMConfig(vocab_size=VOCABULARY, **config["model"]["network"]["config"])).to(device)
+        pixels = config["processor"]["image"]["image_size"]
+        geometry = config["model"]["network"]["config"] | {"vocab_size": VOCABULARY, "image_size": pixels}
+        self.model = CCLMModel(CCLMConfig(**geometry)).to(device)
         settings = OptimizerSettings(**config["model"]["optimizer"])
         freeze(self.model, settings.frozen)
         ComputeSettings(compile=compiled).apply(self.model)
@@ -68,8 +71,10 @@ class Step:
             for stream, by_name in config["model"]["objectives"].items()
         }
         sizes = {stream["name"]: times * stream["batch_size"] for stream in config["data"]["streams"]}
-        width = self.model.image_encoder.width
-        drawn = [[pairs(name, size, width).to(device) for name, size in sizes.items()] for _ in range(BATCHES)]
+        with torch.inference_mode():
+            states = self.model.eval().image_states(torch.zeros(1, 3, pixels, pixels, device=device)).shape[1:]
+        self.model.train()
+        drawn = [[pairs(name, size, states).to(device) for name, size in sizes.items()] for _ in range(BATCHES)]
         self.batches, self.samples = cycle(drawn), sum(sizes.values())
         self.generator = torch.Generator(device).manual_seed(0)
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class DiskFullError(OSError):
     """No room for a file; what stood there before still does."""
@@ -18,14 +20,21 @@ class DiskFullError(OSError):
 
 @contextmanager
 def _told_where_full(path: Path) -> Iterator[None]:
-    """Writers say it in their own ways, torch not at all: whatever failed on a full disk becomes one message."""
+    """Writers say it in their own ways, torch not at all: whatever failed for want of room becomes one message."""
     try:
         yield
     except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if full or isinstance(error, DiskFullError) or shutil.disk_usage(path.parent).free < 2**16:
+        if _is_full(error) or shutil.disk_usage(path.parent).free < 2**16:
             raise DiskFullError(f"disk full while writing {path}: free some space or write elsewhere") from error
         raise
+
+
+def _is_full(error: BaseException) -> bool:
+    if isinstance(error, DiskFullError) or getattr(error, "errno", None) in _FULL:
+        return True
+    if any(f"(os error {number})" in str(error) for number in _FULL):  # as libraries in Rust put it
+        return True
+    return error.__context__ is not None and _is_full(error.__context__)
 
 
 def check_replaceable(path: Path | str, kinds: Collection[str]) -> Path:

@@ -103,8 +103,8 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Checkpoints that are whole or absent, also when the disk is full or the machine stops; nothing is unpickled."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        with whole_file(path) as partial:
-            torch.save(checkpoint, partial)
+        with whole_file(path) as partial, open(partial, "wb") as handle:  # given a path, torch hides what failed
+            torch.save(checkpoint, handle)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         """Errors: ValueError where there is no checkpoint, or the file is damaged or holds more than tensors."""

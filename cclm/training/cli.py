@@ -80,7 +80,7 @@ def run(arguments: list[str]) -> None:
         logging.getLogger("cclm.training").setLevel(logging.INFO)
     try:
         _start(arguments)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ModuleNotFoundError) as error:
         raise ValueError(f"trainer: {str(error).splitlines()[0]}") from error
 
 

@@ -194,6 +194,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(fit: Run, capsys: pyt
         (["--model.network.pretrained", "./nowhere"], "no pretrained folder at ./nowhere"),
         (["--model.network.backbone_weights", "./nowhere.pth"], "no weight file at nowhere.pth"),
         (["--trainer.max_steps", "-1"], "trainer.max_steps is not set"),
+        (["--trainer.accelerator", "tpu"], "trainer: "),
     ],
 )
 def test_a_wrong_setting_is_one_line(
@@ -201,8 +202,25 @@ def test_a_wrong_setting_is_one_line(
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         fit(*arguments)
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cclm: ")]
-    assert stop.value.code == 2 and len(error) == 1 and message in error[0]
+    error = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(error) == 1 and error[0].startswith("cclm: ") and message in error[0]
+
+
+def test_an_export_never_replaces_other_things(fit: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.md").write_text("mine")
+    with pytest.raises(SystemExit):
+        fit()
+    assert "model holds notes.md, which is not replaced" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["notes.md"]
+    assert not (tmp_path / "steps.jsonl").exists()  # told before the training
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_nothing_to_measure_is_an_error(fit: Run, capsys: pytest.CaptureFixture, verb: str) -> None:
+    with pytest.raises(SystemExit):
+        fit(verb=verb)
+    assert f"{verb}: data.validation is empty" in capsys.readouterr().err
 
 
 def test_streams_and_objectives_must_agree(fit: Run, capsys: pytest.CaptureFixture) -> None:

@@ -1,0 +1,187 @@
+"""What a user can get wrong, at the command line: one line that says what, where and the cure; nothing half-written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from cclm.cli import main
+from cclm.data.shards import write_shards
+from cclm.data.tokenizer import train_tokenizer
+from cclm.models.model import CCLMModel
+from cclm.models.processor import CCLMProcessor, ImageSettings
+from cclm.storage import DiskFullError, whole_file, whole_folder
+from tests.data.conftest import full_disk, image_records, sentence
+from tests.models.test_model import tiny
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards and a model that is whole."""
+    folder = tmp_path_factory.mktemp("place")
+    write_shards(image_records(12), folder / "photos" / "dev")
+    sentences = [sentence(language, n) for language in ("en", "de") for n in range(200)]
+    processor = CCLMProcessor(train_tokenizer(sentences, folder / "tokenizer", 90), ImageSettings(image_size=32), 24)
+    tiny(vocab_size=processor.vocab_size, pooling="mean").save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    rows = [f"{sentence('en', n)}\t{sentence('de', n)}" for n in range(300)]
+    (folder / "table.tsv").write_text("\n".join(["en\tde", *rows]))
+    (folder / "thesis").mkdir()
+    (folder / "thesis" / "chapter.tex").write_text("years of work")
+    return folder
+
+
+def everything(folder: Path) -> dict[str, int]:
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in sorted(folder.rglob("*"))}
+
+
+def complaint(arguments: list[str], capfd: pytest.CaptureFixture) -> str:
+    """The one line that a command ends with."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    lines = capfd.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("cclm: "), lines
+    return lines[0]
+
+
+def without(name: str) -> Callable[[Path], object]:
+    return lambda model: (model / name).unlink()
+
+
+def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    def rewrite(model: Path) -> None:
+        stored = safetensors.torch.load_file(model / "model.safetensors")
+        change(stored)
+        safetensors.torch.save_file(stored, model / "model.safetensors", {"format": "pt"})
+
+    return rewrite
+
+
+def cut(model: Path) -> None:
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "no pretrained folder at"),
+        (without("config.json"), "no config.json in"),
+        (without("processor_config.json"), "no processor_config.json in"),
+        (without("tokenizer.json"), "no tokenizer at"),
+        (cut, "weights are damaged"),
+        (weights(lambda stored: stored.pop("text_projection.bias")), "1 missing tensor(s), first text_projection.bias"),
+        (weights(lambda stored: stored.update(more=torch.ones(1))), "1 unexpected tensor(s), first more"),
+        (weights(lambda s: s.update({"text_projection.bias": torch.ones(3)})), "1 tensor(s) of another shape"),
+    ],
+)
+def test_a_model_folder_that_is_not_whole(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture, damage: Callable[[Path], object], message: str
+) -> None:
+    model = Path(shutil.copytree(place / "model", tmp_path / "model"))
+    damage(model)
+    before = everything(tmp_path)
+    command = ["evaluate", "retrieval", "--model", str(model), "--data", str(place / "photos" / "dev")]
+    line = complaint([*command, "--output", str(tmp_path / "report.json")], capfd)
+    assert message in line and str(model) in line and everything(tmp_path) == before
+
+
+def commands(place: Path, output: Path) -> dict[str, list[str]]:
+    model, photos = ["--model", str(place / "model")], str(place / "photos" / "dev")
+    return {
+        "build": ["data", "build", "parallel_text", "--source", str(place / "table.tsv"), "--output", str(output)],
+        "tokenizer": ["data", "tokenizer", "--data", f"[{photos}]", "--output", str(output), "--vocab_size", "60"],
+        "index": ["index", "build", *model, "--data", photos, "--output", str(output)],
+        "evaluate": ["evaluate", "retrieval", *model, "--data", photos, "--output", str(output / "report.json")],
+    }
+
+
+@pytest.mark.parametrize("verb", ["build", "tokenizer", "index", "evaluate"])
+def test_a_full_disk(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture, verb: str) -> None:
+    command = commands(place, tmp_path / "out")[verb]
+    with full_disk(200):
+        line = complaint(command, capfd)
+    assert "disk full while writing" in line and str(tmp_path / "out") in line and "free some space" in line
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+    main(command)  # with room it goes through
+    assert any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("verb", ["build", "tokenizer", "index"])
+def test_a_folder_of_other_things_is_never_replaced(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture, verb: str
+) -> None:
+    before = everything(place)
+    for occupied in (place / "thesis", place):
+        line = complaint([*commands(place, occupied)[verb], *["--overwrite", "true"] * (verb == "build")], capfd)
+        assert "which is not replaced; choose a new or empty folder" in line
+    assert everything(place) == before
+
+
+def test_an_interrupted_swap_keeps_the_former_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    with whole_folder(tmp_path / "kept") as folder:
+        (folder / "file").write_text("former")
+    replace, calls = os.replace, []
+
+    def interrupted(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "kept") as folder:
+        (folder / "file").write_text("new")
+    assert (tmp_path / "kept" / "file").read_text() == "former"
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_failure_that_is_not_the_disk_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine"), whole_file(tmp_path / "file"):
+        raise ValueError("mine")
+    with pytest.raises(DiskFullError, match="disk full while writing .*file"), whole_file(tmp_path / "file"):
+        raise OSError(28, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "abacus"], "no device 'abacus' here"),
+        (["--rerank_similarity", "1"], "rerank_similarity is given without rerank"),
+        (["--rerank", "-1"], "rerank is -1"),
+        (["--languages", "[sw]"], "no texts in language sw"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--reranking", "3"], "reranking"),
+    ],
+)
+def test_options_of_an_evaluation(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture, options: list[str], message: str
+) -> None:
+    assert message in complaint([*commands(place, tmp_path)["evaluate"], *options], capfd)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("query", "message"), [("  ", "the query is empty"), ("broken.png", "broken.png: image not readable; give another")]
+)
+def test_queries(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture, query: str, message: str) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not really")
+    main(commands(place, tmp_path / "index")["index"])
+    given = str(tmp_path / query) if query.strip() else query
+    assert message in complaint(["search", str(tmp_path / "index"), given], capfd)
+
+
+def test_a_local_folder_is_never_asked_of_the_hub(capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(ValueError, match="no pretrained folder at runs/nowhere"):
+        CCLMModel.from_pretrained("runs/nowhere")
+    with pytest.raises(ValueError, match="no pretrained folder at tests/nowhere"):
+        CCLMModel.from_pretrained("tests/nowhere")
