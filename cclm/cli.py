@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _keep_freed_memory() -> None:
     """Have glibc keep the blocks that torch frees: else every layer gives them back and faults them in again.
 
-    On a CPU that takes more than half of the time of an image encoder. Other C libraries are left as they are.
+    On a CPU that can take as long as the layers of an image encoder. Other C libraries are left as they are.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         for parameter, size in ((_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, 2**31 - 1)):

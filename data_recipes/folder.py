@@ -9,14 +9,13 @@ Images lie beside the captions, in subfolders, or in zip files there; or the sou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 from cclm.data.raw import Images, Skipped, open_zip, read_lines, record_key
-from cclm.data.records import SampleError
+from cclm.data.records import SampleError, parse_json
 from cclm.types import Record
 
 CAPTIONS = ("captions.jsonl", "captions.jsonl.gz")
@@ -60,10 +59,7 @@ def texts(value: Any) -> dict[str, list[str]]:
 
 def parse(line: str, images: Images) -> tuple[str, Record]:
     """(split, record) of one line. Errors: SampleError."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        raise SampleError("no JSON") from None
+    row = parse_json(line)
     if not isinstance(row, dict) or not isinstance(row.get("image"), str):
         raise SampleError("names no image")
     captions, parallel = texts(row.get("captions") or {}), texts(row.get("parallel") or {})

@@ -160,6 +160,8 @@ def test_a_failure_that_is_not_the_disk_stays_what_it_is(tmp_path: Path) -> None
         (["--rerank", "-1"], "rerank is -1"),
         (["--languages", "[sw]"], "no texts in language sw"),
         (["--data", "nowhere"], "nowhere"),
+        (["--output", "/dev/null/report.json"], "report path /dev/null/report.json cannot be written"),
+        (["--output", "report.txt"], "must be a file ending in .json"),
         (["--reranking", "3"], "reranking"),
     ],
 )

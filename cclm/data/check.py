@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cclm.data import images
-from cclm.data.records import SampleError
+from cclm.data.records import SampleError, is_language
 from cclm.data.shards import MANIFEST, Manifest, ShardEntry, decode_sample
 from cclm.data.tars import ShardFile, index_shard
 from cclm.storage import file_hash
@@ -40,17 +40,19 @@ def check_shards(folder: Path | str) -> list[ShardProblem]:
     if listed is not None:
         entries.update({entry.name: entry for entry in listed})
     problems = []
+    keys: set[str] = set()
     for name, entry in sorted(entries.items()):
         if name not in present:
             problems.append(ShardProblem(name, "missing"))
             continue
-        problems += [ShardProblem(name, text) for text in _check_shard(present[name], entry)]
+        problems += [ShardProblem(name, text) for text in _check_shard(present[name], entry, keys)]
         if listed is not None and entry is None:
             problems.append(ShardProblem(name, "not in the manifest"))
     return problems
 
 
-def _check_shard(path: Path, entry: ShardEntry | None) -> list[str]:
+def _check_shard(path: Path, entry: ShardEntry | None, keys: set[str]) -> list[str]:
+    """`keys`: those of the images of former shards; this one's are added."""
     problems = []
     if entry is not None and path.stat().st_size != entry.bytes:
         problems.append(f"{path.stat().st_size} bytes where the manifest says {entry.bytes}")
@@ -66,6 +68,11 @@ def _check_shard(path: Path, entry: ShardEntry | None) -> list[str]:
             records = decode_sample(sample)
             if records and records[0].image is not None:
                 images.check_header(records[0].image)
+                if records[0].key in keys:
+                    raise SampleError("key of a former image")
+                keys.add(records[0].key)
+            if not all(map(is_language, {code for r in records for code in (*r.captions, *r.parallel)})):
+                raise SampleError("language that is no code like en or pt-br")
             good += len(records)
         except SampleError as error:
             bad[error.reason] += 1

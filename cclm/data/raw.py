@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from cclm.data.images import check_header
 from cclm.data.records import IMAGE_SUFFIXES, MEMBER_BYTES, SampleError, image_suffix
 
 log = logging.getLogger(__name__)
@@ -138,6 +139,7 @@ class Images:
             raise SampleError("image damaged in its zip") from None
         if image_suffix(image) is None:
             raise SampleError("image neither jpeg, png nor webp")
+        check_header(image)
         return image
 
     def _unzip(self, name: str) -> bytes:

@@ -49,11 +49,20 @@ def check_suffix(suffix: str) -> None:
         raise SampleError(f"unknown member .{shown}" if suffix else "member without a suffix")
 
 
-def _parse_json(data: bytes) -> dict[str, Any]:
+def parse_json(data: bytes | str) -> Any:
+    """A JSON value whose texts are text: "\\ud800" alone is none, and no tokenizer takes it. Errors: SampleError."""
+    escaped = b"\\u" if isinstance(data, bytes) else "\\u"
     try:
         value = json.loads(data)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        if escaped in data:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and UnicodeEncodeError are ValueErrors
         raise SampleError("json not readable") from error
+    return value
+
+
+def _parse_json(data: bytes) -> dict[str, Any]:
+    value = parse_json(data)
     if not isinstance(value, dict):
         raise SampleError("json is not an object")
     return value
@@ -122,9 +131,13 @@ def decode_text_records(key: str, data: bytes) -> list[Record]:
     return [Record(f"{key}#{row}", parallel=_parallel(value)) for row, value in enumerate(rows)]
 
 
+def is_language(code: str) -> bool:
+    return _LANGUAGE.fullmatch(code) is not None
+
+
 def _check_texts(record: Record) -> None:
     for language in (*record.captions, *record.parallel):
-        if not _LANGUAGE.fullmatch(language):
+        if not is_language(language):
             raise ValueError(
                 f"record {record.key!r}: language {language!r} is not a lower-case code like 'en' or 'pt-br'; rename it"
             )

@@ -74,7 +74,7 @@ class ShardWriter(AbstractContextManager):
 
     def __init__(self, folder: Path | str, samples_per_shard: int = 0, rows_per_member: int = 256) -> None:
         self._whole = whole_folder(folder)
-        self._name = str(folder)
+        self._name = Path(folder).name  # the whole path may be a temporary one
         self._samples_per_shard = samples_per_shard
         self._rows_per_member = rows_per_member
         self._kind: str | None = None

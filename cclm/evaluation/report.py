@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -80,10 +81,18 @@ class Report:
 
 
 def check_output(path: Path | str) -> Path:
-    """The path of a report to be written: to be called before the work. Errors: ValueError for what is not .json."""
+    """The path of a report to be written: to be called before the work.
+
+    Errors: ValueError for what is not .json, OSError where nothing can be written.
+    """
     path = Path(path)
     if path.suffix != ".json" or path.is_dir():
         raise ValueError(f"report path {path} must be a file ending in .json; the chart goes beside it as .png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise OSError(f"report path {path} cannot be written ({error.strerror}); choose another") from None
     return path
 
 

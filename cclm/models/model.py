@@ -165,7 +165,8 @@ class CCLMModel(PreTrainedModel):
     def fuse(self, target: View, context: View | Memory | None) -> Tensor:
         """The target text (B, L, D) read in the light of the context (B views, any kind) -> fused states (B, L, D).
 
-        The first fused state, which `match_logits` reads, is pooled as embeddings are (`pooling`).
+        The first fused state, which `match_logits` reads, is pooled as embeddings are (`pooling`); the token there is
+        `<s>`, which is never masked, so that `mlm_logits` does not miss its own state.
         Without a context the same layers only attend to the target itself (translation language modelling).
         """
         if context is None:

@@ -28,7 +28,7 @@ def test_json_without_captions_is_counted() -> None:
         decode_image_record("k", b"", {})
 
 
-@pytest.mark.parametrize("data", [b"{", b"\xff\xfe", b"[" * 200_000, b""])
+@pytest.mark.parametrize("data", [b"{", b"\xff\xfe", b"[" * 200_000, b"", b'{"captions": {"en": ["\\ud800"]}}'])
 def test_broken_json(data: bytes) -> None:
     assert _reason(data) == "json not readable"
 
@@ -50,7 +50,7 @@ def test_text_members_of_another_shape() -> None:
         assert raised.value.reason == reason
 
 
-def _png_bomb(side: int) -> bytes:
+def png_bomb(side: int) -> bytes:
     """A PNG of a few kB whose header claims side x side pixels, and whose data really unfolds to that."""
     import struct
     import zlib
@@ -67,8 +67,8 @@ def _png_bomb(side: int) -> bytes:
 
 @pytest.mark.parametrize("side", [8_100, 16_000])  # below and above where Pillow itself refuses
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_png_bomb_is_refused_by_its_header(side: int) -> None:
-    bomb = _png_bomb(side)
+def testpng_bomb_is_refused_by_its_header(side: int) -> None:
+    bomb = png_bomb(side)
     assert len(bomb) < 200_000
     for call in (check_header, open_image):
         with pytest.raises(SampleError, match="image over 64 megapixels"):

@@ -229,6 +229,18 @@ def test_check_names_every_bad_shard(tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_check_finds_what_the_writer_would_have_refused(tmp_path: Path) -> None:
+    english = json.dumps({"captions": {"English": ["one"]}}).encode()
+    write_tar(
+        tmp_path / "train" / "a.tar", {"a.jpg": picture(1), "a.txt": b"one", "b.jpg": picture(2), "b.json": english}
+    )
+    write_tar(tmp_path / "train" / "b.tar", {"a.jpg": picture(1), "a.txt": b"one"})
+    assert {str(problem) for problem in check_shards(tmp_path / "train")} == {
+        "a.tar: language that is no code like en or pt-br (1 samples)",
+        "b.tar: key of a former image (1 samples)",
+    }
+
+
 def test_check_reports_what_is_whole(tmp_path: Path) -> None:
     write_shards(image_records(5), tmp_path / "train")
     write_shards(text_records(5), tmp_path / "test")
@@ -284,7 +296,7 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
 def test_full_disk_leaves_nothing_half_written(tmp_path: Path, limit: int, before: bool) -> None:
     if before:
         write_shards(image_records(3), tmp_path / "train")
-    with full_disk(limit), pytest.raises(OSError, match="File too large"):
+    with full_disk(limit), pytest.raises(OSError, match="disk full while writing"):
         write_shards(image_records(40), tmp_path / "train", samples_per_shard=20)
     assert [path.name for path in tmp_path.iterdir()] == (["train"] if before else [])
     if before:

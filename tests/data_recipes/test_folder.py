@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from data_recipes import folder
+from tests.data.test_records import png_bomb
 
 
 def picture(colour: str = "red", kind: str = "png") -> bytes:
@@ -61,27 +62,32 @@ def test_source_may_be_one_zip(tmp_path: Path) -> None:
     assert (split, record.image) == ("dev", picture())
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_bad_lines_are_counted_by_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "one.png").write_bytes(picture())
     (tmp_path / "fake.png").write_bytes(b"GIF89a")
+    (tmp_path / "wide.png").write_bytes(png_bomb(8_100))
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", bytes(65 * 2**20))
     rows = lines(
         *("not json", "[]", {"image": 3}, {"image": "one.png"}, {"image": "one.png", "captions": {"en": []}}),
         *({"image": name, "captions": {"en": ["x"]}} for name in ("gone.png", "fake.png", "bomb.png")),
         {"image": "one.png", "captions": ["x"]},
+        {"image": "wide.png", "captions": {"en": ["x"]}},
+        {"image": "one.png", "captions": {"en": ["half a letter: \ud800"]}},
         GOOD,
     )
     (tmp_path / "captions.jsonl").write_text(rows)
     assert [record.key for _, record in folder.records(tmp_path)] == ["one"]
     for reason in (
-        "1 left out, first line 1: no JSON",
+        "2 left out, first line 1: json not readable",
         "2 left out, first line 2: names no image",
         "2 left out, first line 4: no captions",
         "1 left out, first line 6: image missing",
         "1 left out, first line 7: image neither jpeg, png nor webp",
         "1 left out, first line 8: image over",
         "1 left out, first line 9: captions are not {language: [text, ..]}",
+        "1 left out, first line 10: image over 64 megapixels",
     ):
         assert reason in caplog.text
 
