@@ -79,11 +79,14 @@ class ComputeSettings:
 
 
 def _known(geometry: dict[str, Any]) -> dict[str, Any]:
-    keys = [f.name for f in fields(CCLMConfig)]
-    for key in geometry:
-        if key not in keys:
-            near = difflib.get_close_matches(key, keys, 1)
+    defaults = {f.name: f.default for f in fields(CCLMConfig)}
+    for key, value in geometry.items():
+        if key not in defaults:
+            near = difflib.get_close_matches(key, defaults, 1)
             raise ValueError(f"network.config has no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        kind = type(defaults[key])
+        if kind in (bool, int, float, str) and type(value) not in {kind, int if kind is float else kind, type(None)}:
+            raise ValueError(f"network.config.{key} is {value!r}; give a value like {defaults[key]!r}")
     return geometry
 
 

@@ -189,6 +189,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(fit: Run, capsys: pyt
         (["--model.optimizer.frozen", "[vision]"], "no such part of the model; parts: embeddings"),
         (["--model.weights", "{image/itc: 2}"], "there are image/contrastive"),
         (["--model.network.config.hidden_sizes", "3"], "did you mean 'hidden_size'?"),
+        (["--model.network.config.hidden_size", "big"], "network.config.hidden_size is 'big'; give a value like 768"),
+        (["--model.network.config.pre_norm", "3"], "network.config.pre_norm is 3; give a value like False"),
         (["--processor.tokenizer", "./nowhere"], "no tokenizer at ./nowhere"),
         (["--ckpt_path", "./nowhere.ckpt"], "nowhere.ckpt"),
         (["--model.network.pretrained", "./nowhere"], "no pretrained folder at ./nowhere"),
