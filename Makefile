@@ -33,9 +33,9 @@ $(INSTALLED): pyproject.toml
 quickstart: $(RUN)/untrained.json $(RUN)/index/manifest.json
 	$(BIN)/cclm evaluate retrieval --model $(RUN)/pretrained --data $(EMOJI)/test \
 		--output $(RUN)/report.json --baseline $(RUN)/untrained.json
-	$(BIN)/cclm search $(RUN)/index "dog" -k 5
-	$(BIN)/cclm search $(RUN)/index "Hund" -k 5
-	$(BIN)/cclm search $(RUN)/index "犬" -k 5
+	$(BIN)/cclm search $(RUN)/index "heart" -k 5
+	$(BIN)/cclm search $(RUN)/index "Herz" -k 5
+	$(BIN)/cclm search $(RUN)/index "ハート" -k 5
 	@echo
 	@echo "What next:"
 	@echo "  $(BIN)/cclm search $(RUN)/index 'зонт'      # any of the 20 languages, or the path of a picture"
