@@ -69,7 +69,7 @@ def transfer_rows(name: str, entry: dict[str, Any]) -> list[str]:
             shown(found.get("chance")),
             shown(plain.get("en")),
             shown(plain.get("others")),
-            shown(plain.get("ratio"), 2),
+            shown(plain.get("ratio"), 3),
             shown(reranked.get("en")),
             shown(reranked.get("others")),
             aim if told == "yes" else "",

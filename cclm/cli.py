@@ -292,9 +292,10 @@ def _device(name: str) -> torch.device:
     import torch
 
     try:
-        return torch.empty(0, device=name).device
+        torch.ones(1, device=name).cpu()  # there and back: a device such as `meta` holds nothing
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"no device {name!r} here ({_first_line(error).split('. ')[0]}); use cpu") from None
+    return torch.device(name)
 
 
 def _check_languages(source: str, languages: list[str] | None) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,17 +40,24 @@ def _is_full(error: BaseException) -> bool:
 def check_replaceable(path: Path | str, kinds: Collection[str]) -> Path:
     """Refuse, before the work, to replace anything but a folder of nothing but our own files.
 
-    `kinds`: patterns of the files, relative to the folder, that whoever writes there writes.
+    `kinds`: patterns of the files, relative to the folder, that whoever writes there writes; `*` crosses no `/`.
     Errors: ValueError for a file, or a folder that holds anything else (names it).
     """
     path = Path(path)
+    if not path.name:
+        raise ValueError(f"output {path} is the current folder; name a new one")
     if path.exists() and not path.is_dir():
         raise ValueError(f"output {path} is a file; choose a new or empty folder")
     for file in sorted(path.rglob("*")) if path.is_dir() else ():
         name = file.relative_to(path).as_posix()
-        if not file.is_dir() and not any(fnmatch(name, kind) for kind in kinds):
+        if not file.is_dir() and not any(_matches(name, kind) for kind in kinds):
             raise ValueError(f"output {path} holds {name}, which is not replaced; choose a new or empty folder")
     return path
+
+
+def _matches(name: str, kind: str) -> bool:
+    parts, patterns = name.split("/"), kind.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -88,7 +95,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path | str) -> Iterator[Path]:
     """Like `whole_file` for a folder: the old one, if any, stands until the new one is complete."""
-    path = Path(path)
+    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     retired = path.with_name(f".{path.name}.{os.getpid()}.old")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "table.tsv").write_text("\n".join(["en\tde", *rows]))
     (folder / "thesis").mkdir()
     (folder / "thesis" / "chapter.tex").write_text("years of work")
+    (folder / "backup" / "deep").mkdir(parents=True)
+    (folder / "backup" / "deep" / "1.tar").write_text("the only copy")
     return folder
 
 
@@ -63,6 +66,18 @@ def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
     return rewrite
 
 
+def text(name: str, content: str) -> Callable[[Path], object]:
+    return lambda model: (model / name).write_text(content)
+
+
+def setting(name: str, value: object) -> Callable[[Path], object]:
+    def rewrite(model: Path) -> None:
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | {name: value}))
+
+    return rewrite
+
+
 def cut(model: Path) -> None:
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -75,7 +90,15 @@ def cut(model: Path) -> None:
         (without("config.json"), "no config.json in"),
         (without("processor_config.json"), "no processor_config.json in"),
         (without("tokenizer.json"), "no tokenizer at"),
-        (cut, "weights are damaged"),
+        (without("tokenizer_config.json"), "has no padding token"),
+        (text("config.json", '{"model_type": "bert"}'), "holds a model of type bert, not cclm"),
+        (text("config.json", "{"), "config.json is damaged"),
+        (setting("hidden_size", -1), "config or weights are damaged"),
+        (text("processor_config.json", "{}"), "processor_config.json is damaged"),
+        (text("processor_config.json", "{"), "processor_config.json is damaged"),
+        (text("processor_config.json", '{"image": {"side": 3}, "max_tokens": 9}'), "processor_config.json is damaged"),
+        (text("tokenizer.json", '{"version": "1.0"}'), "no tokenizer at"),
+        (cut, "config or weights are damaged"),
         (weights(lambda stored: stored.pop("text_projection.bias")), "1 missing tensor(s), first text_projection.bias"),
         (weights(lambda stored: stored.update(more=torch.ones(1))), "1 unexpected tensor(s), first more"),
         (weights(lambda s: s.update({"text_projection.bias": torch.ones(3)})), "1 tensor(s) of another shape"),
@@ -118,7 +141,7 @@ def test_a_folder_of_other_things_is_never_replaced(
     place: Path, tmp_path: Path, capfd: pytest.CaptureFixture, verb: str
 ) -> None:
     before = everything(place)
-    for occupied in (place / "thesis", place):
+    for occupied in (place / "thesis", place / "backup", place):
         line = complaint([*commands(place, occupied)[verb], *["--overwrite", "true"] * (verb == "build")], capfd)
         assert "which is not replaced; choose a new or empty folder" in line
     assert everything(place) == before
@@ -156,6 +179,7 @@ def test_a_failure_that_is_not_the_disk_stays_what_it_is(tmp_path: Path) -> None
     ("options", "message"),
     [
         (["--device", "abacus"], "no device 'abacus' here"),
+        (["--device", "meta"], "no device 'meta' here"),
         (["--rerank_similarity", "1"], "rerank_similarity is given without rerank"),
         (["--rerank", "-1"], "rerank is -1"),
         (["--languages", "[sw]"], "no texts in language sw"),
@@ -170,6 +194,26 @@ def test_options_of_an_evaluation(
 ) -> None:
     assert message in complaint([*commands(place, tmp_path)["evaluate"], *options], capfd)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_report_replaces_reports_only(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    command, report = commands(place, tmp_path)["evaluate"], tmp_path / "report.json"
+    report.write_text("{}")
+    assert "report.json is no report of `cclm evaluate`" in complaint(command, capfd)
+    assert report.read_text() == "{}"
+    report.rename(tmp_path / "report.png")
+    assert "stands where the chart would go" in complaint(command, capfd)
+    (tmp_path / "report.png").unlink()
+    main(command)
+    main(command)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.json", "report.png"]
+
+
+def test_an_output_that_is_a_link_stays_one(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "large_disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "large_disk")
+    main(commands(place, tmp_path / "out")["index"])
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "large_disk" / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_results_table_is_filled_from_reports() -> None:
     table = load(ROOT / "benchmarks" / "table.py", "readme_table")
     found = {"gallery": 9, "chance": 1.0, "R@10": {"en": 50.04, "others": 25.0, "ratio": 0.5, "languages": {}}}
     full, empty = table.transfer_rows("photos", {"with_parallel": found, "steps": 1200, "train_seconds": 90.0} | NOTED)
-    assert "| 9 | 1.0 | 50.0 | 25.0 | 0.50 |" in full
+    assert "| 9 | 1.0 | 50.0 | 25.0 | 0.500 |" in full
     assert full.endswith("| 1,200 steps, 2 min, a machine, 2 cores, 2026-01-02, abc |")
     assert set(empty.replace("no", "")) == set("| ")
 

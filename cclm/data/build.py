@@ -80,7 +80,7 @@ def check_options(name: str, recipe: Recipe, options: dict[str, OptionValue]) ->
 
 def check_output(output: Path, overwrite: bool) -> None:
     """Refuse to replace anything without being told to, and anything but a dataset even then."""
-    check_replaceable(output, (f"*/{MANIFEST}", "*/[0-9]*.tar"))
+    check_replaceable(output, (f"*/{MANIFEST}", "*/[0-9][0-9][0-9][0-9][0-9][0-9].tar"))
     if not overwrite and output.is_dir() and any(output.iterdir()):
         raise ValueError(f"data build: {output} holds a dataset already: --overwrite true replaces it")
 

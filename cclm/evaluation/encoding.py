@@ -176,7 +176,9 @@ def encode_images(
         length = view.states.shape[1] if keep_states else 0
         parts.append(View(view.states[:, :length].cpu(), view.mask[:, :length].cpu(), view.embedding.float().cpu()))
     if not parts:
-        raise ValueError("no image records to evaluate: the data is empty; build it with `cclm data build`")
+        raise ValueError(
+            "no image records to evaluate: the data is empty, or nothing in it whole; `cclm data check` it"
+        )
     distinct = View(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(View)))
     return EncodedImages(distinct, torch.tensor(rows))
 

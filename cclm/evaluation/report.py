@@ -68,26 +68,29 @@ class Report:
             provenance = Provenance(**{name: stored[name] for name in Provenance.__dataclass_fields__})
             return cls(stored["languages"], stored["texts"], stored["protocol"], provenance, stored["skipped"])
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no report of `cclm evaluate` ({error!r}); write it again") from error
+            raise ValueError(f"{path} is no report of `cclm evaluate` ({error!r}); give another path") from error
 
     def write(self, path: Path | str, baseline: Report | None = None) -> None:
         """Write the JSON file and, beside it, the chart under the same name as PNG."""
         path = check_output(path)
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        with whole_file(path) as partial:
+        with whole_file(path) as partial, whole_file(path.with_suffix(".png")) as picture:  # both or none
             partial.write_text(text, encoding="utf-8")
-        with whole_file(path.with_suffix(".png")) as partial:
-            chart(self, partial, baseline)
+            chart(self, picture, baseline)
 
 
 def check_output(path: Path | str) -> Path:
     """The path of a report to be written: to be called before the work.
 
-    Errors: ValueError for what is not .json, OSError where nothing can be written.
+    Errors: ValueError for what is not .json or holds anything but a report, OSError where nothing can be written.
     """
     path = Path(path)
     if path.suffix != ".json" or path.is_dir():
         raise ValueError(f"report path {path} must be a file ending in .json; the chart goes beside it as .png")
+    if path.exists():
+        Report.read(path)
+    elif path.with_suffix(".png").exists():
+        raise ValueError(f"{path.with_suffix('.png')} stands where the chart would go and is none; choose another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()

@@ -16,11 +16,10 @@ from huggingface_hub.dataclasses import strict
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from cclm.models.heads import MaskedLMHead, MatchHead, Projection
 from cclm.models.layers import Dropout, Embeddings, Layout, Stack, Vocabulary
-from cclm.models.names import is_here
+from cclm.models.names import is_here, model_type, quiet
 from cclm.models.vision import ImageEncoder
 from cclm.types import Memory, View
 
@@ -247,17 +246,17 @@ class CCLMModel(PreTrainedModel):
         if is_here(folder) and not (Path(folder) / "config.json").is_file():
             what = "no config.json in" if Path(folder).is_dir() else "no pretrained folder at"
             raise ValueError(f"{what} {folder}; train one with `cclm fit` or check the path")
-        # Ours is the report: transformers logs a table first, and raises before it tells of other shapes.
-        told = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()
+        config = Path(folder) / "config.json"
+        if config.is_file() and (kind := model_type(config)) != cls.config_class.model_type:
+            raise ValueError(f"{folder} holds a model of type {kind}, not {cls.config_class.model_type}; give another")
         try:
-            model, report = super().from_pretrained(
-                folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
-        except SafetensorError as error:
-            raise ValueError(f"{folder}: weights are damaged ({error}); export the model again") from error
-        finally:
-            transformers_logging.set_verbosity(told)
+            with quiet():  # other shapes are reported below, like what is missing
+                model, report = super().from_pretrained(
+                    folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+                )
+        except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{folder}: config or weights are damaged ({reason}); export the model again") from error
         for problem in _PROBLEMS:
             if names := sorted(map(str, report.get(problem) or ())):
                 raise ValueError(

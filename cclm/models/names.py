@@ -1,7 +1,11 @@
-"""A folder here, or a name on the hub?"""
+"""Pretrained folders and hub names: which is it, and what kind of model lies there?"""
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,3 +21,22 @@ def is_here(name: str) -> bool:
         or len(path.parts) > 2
         or (len(path.parts) == 2 and (path.parts[0] in ("data", "runs") or Path(path.parts[0]).is_dir()))
     )
+
+
+def model_type(config: Path) -> str | None:
+    """What a config.json says it is of. Errors: ValueError where it is damaged."""
+    try:
+        return json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{config} is damaged ({error}); export the model again") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Libraries log tables and every retry before they raise; what is wrong is told once, by us."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)

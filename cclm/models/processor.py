@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as VF
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin
 
-from cclm.models.names import is_here
+from cclm.models.names import is_here, quiet
 from cclm.storage import whole_file
 from cclm.types import TextInput
 
@@ -130,9 +130,13 @@ class CCLMProcessor(PushToHubMixin):
         path = Path(folder) / FILE
         if not path.is_file():
             raise ValueError(f"no {FILE} in {folder}; a pretrained folder written by `cclm fit` has one")
-        stored = json.loads(path.read_text())
-        settings = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["image"].items()}
-        return cls(load_tokenizer(str(folder)), ImageSettings(**settings), stored["max_tokens"])
+        try:
+            stored = json.loads(path.read_text())
+            settings = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["image"].items()}
+            image, max_tokens = ImageSettings(**settings), int(stored["max_tokens"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); export the model again") from None
+        return cls(load_tokenizer(str(folder)), image, max_tokens)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -140,10 +144,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if is_here(name) and not Path(name).is_dir():
         raise ValueError(f"no tokenizer at {name}; train one with `cclm data tokenizer`")
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # damaged files raise whatever the reading of them does
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"no tokenizer at {name} ({reason}); train one with `cclm data tokenizer`") from None
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"the tokenizer at {name} has no padding token; train one with `cclm data tokenizer`")
+    return tokenizer
 
 
 _BICUBIC = v2.InterpolationMode.BICUBIC

@@ -54,7 +54,8 @@ def draw_negatives(pair: EncodedPair, count: int, hardness: float = 1.0) -> tupl
 
 
 def _weights(similarity: Tensor) -> Tensor:
-    weights = similarity.softmax(1) + 1e-5  # the floor keeps easy partners possible
+    # Of a model that diverged the loss shall tell, not the draw. The floor keeps easy partners possible.
+    weights = similarity.nan_to_num(0.0, 0.0, 0.0).softmax(1) + 1e-5
     return weights.fill_diagonal_(0)
 
 

@@ -12,14 +12,18 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from cclm.data.loader import StepBatch
+from cclm.models.model import CCLMConfig
+from cclm.models.names import model_type
 from cclm.storage import check_replaceable, whole_file, whole_folder
 
 logger = logging.getLogger(__name__)
 
 # What a pretrained folder consists of; other tokenizers than ours have more files than one.
 EXPORTED = (
-    *("config.json", "processor_config.json", "model*.safetensors", "model.safetensors.index.json"),
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
+    *("config.json", "processor_config.json"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt"),
 )
 
 
@@ -83,6 +87,11 @@ class Export(pl.Callback):
         """Errors: ValueError, before the training, for a folder that holds anything but a former export."""
         for folder in filter(None, (self.folder, self.initial)) if stage == "fit" else ():
             check_replaceable(folder, EXPORTED)
+            config = Path(folder) / "config.json"
+            if config.is_file() and model_type(config) != CCLMConfig.model_type:
+                raise ValueError(
+                    f"export: {folder} holds a model of another kind, which is not replaced; choose another"
+                )
 
     def on_train_start(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
         if self.initial and trainer.global_step == 0:
@@ -111,7 +120,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         if not Path(path).is_file():
             raise ValueError(f"no checkpoint at {path}; leave --ckpt_path out to start anew")
         try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+            stored = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+            missing = {"state_dict", "batches_seen", "pytorch-lightning_version"} - set(stored)
+            reason = f"it lacks {', '.join(sorted(missing))}" if missing else ""
         except Exception as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{path} is not a checkpoint of `cclm fit` ({reason}); use an earlier one") from None
+        if reason:
+            raise ValueError(f"{path} is not a checkpoint of `cclm fit` ({reason}); use an earlier one")
+        return stored

@@ -5,7 +5,7 @@ What the settings mean for the result is in `settings.py`; this file is the loop
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -147,7 +147,19 @@ class CrossViewSystem(pl.LightningModule):
         checkpoint["batches_seen"] = self.batches_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Errors: ValueError where the checkpoint is of another network than the config's."""
+        stored, ours = _shapes(checkpoint["state_dict"]), _shapes(self.state_dict())
+        for name in sorted(stored.keys() | ours.keys()):
+            if stored.get(name) != ours.get(name):
+                raise ValueError(
+                    f"{name} is {stored.get(name, 'missing')} in the checkpoint and {ours.get(name, 'missing')} in the "
+                    "config's model; resume with the config that wrote it"
+                )
         self.batches_seen = checkpoint["batches_seen"]
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in weights.items()}
 
 
 def _checked_weights(weights: dict[str, float], objectives: dict[str, dict[str, Objective]]) -> dict[str, float]:

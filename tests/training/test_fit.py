@@ -208,14 +208,34 @@ def test_a_wrong_setting_is_one_line(
     assert stop.value.code == 2 and len(error) == 1 and error[0].startswith("cclm: ") and message in error[0]
 
 
-def test_an_export_never_replaces_other_things(fit: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "notes.md").write_text("mine")
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("notes.md", "mine", "model holds notes.md, which is not replaced"),
+        ("tokenizer_notes/thesis.txt", "mine", "model holds tokenizer_notes/thesis.txt, which is not replaced"),
+        ("word2vec.model", "mine", "model holds word2vec.model, which is not replaced"),
+        ("config.json", '{"model_type": "bert"}', "holds a model of another kind, which is not replaced"),
+    ],
+)
+def test_an_export_never_replaces_other_things(
+    fit: Run, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, content: str, message: str
+) -> None:
+    file = tmp_path / "model" / name
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
     with pytest.raises(SystemExit):
         fit()
-    assert "model holds notes.md, which is not replaced" in capsys.readouterr().err
-    assert [file.name for file in (tmp_path / "model").iterdir()] == ["notes.md"]
+    assert message in capsys.readouterr().err
+    assert [path for path in (tmp_path / "model").rglob("*") if path.is_file()] == [file]
+    assert file.read_text() == content
     assert not (tmp_path / "steps.jsonl").exists()  # told before the training
+
+
+def test_a_run_that_diverges_names_the_loss(fit: Run, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        fit(model__optimizer={"lr": 1e38, "warmup_steps": 0, "schedule": "constant"})
+    error = capsys.readouterr().err
+    assert "stream image: the contrastive loss is nan" in error and "weights are still those before this step" in error
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])

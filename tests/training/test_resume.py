@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from cclm.training.callbacks import WholeCheckpoints
@@ -67,19 +68,33 @@ def test_killed_and_resumed(config: Config, tmp_path: Path, workers: int) -> Non
 
 
 def test_a_full_disk_leaves_the_former_checkpoint(tmp_path: Path) -> None:
-    import torch
-
     writer, path = WholeCheckpoints(), tmp_path / "last.ckpt"
     writer.save_checkpoint({"weights": torch.zeros(1000)}, path)
     with full_disk(100_000), pytest.raises(OSError, match="disk full while writing .*last.ckpt"):
         writer.save_checkpoint({"weights": torch.ones(1_000_000)}, path)
-    assert torch.equal(writer.load_checkpoint(path)["weights"], torch.zeros(1000))
+    assert torch.equal(torch.load(path, weights_only=True)["weights"], torch.zeros(1000))
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def complaint(fit: Run, capsys: pytest.CaptureFixture, checkpoint: Path, **changes: object) -> str:
+    """The one line that a run from this checkpoint ends with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        fit("--ckpt_path", str(checkpoint), **changes)
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1, lines
+    return lines[0]
 
 
 def test_a_damaged_checkpoint_is_one_line(fit: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     bad = tmp_path / "bad.ckpt"
     bad.write_bytes(b"PK\x03\x04 not all of it")
-    with pytest.raises(SystemExit):
-        fit("--ckpt_path", str(bad))
-    assert "is not a checkpoint of `cclm fit`" in capsys.readouterr().err
+    assert "bad.ckpt is not a checkpoint of `cclm fit`" in complaint(fit, capsys, bad)
+    torch.save({"a": 1}, bad)
+    assert "it lacks batches_seen, pytorch-lightning_version, state_dict" in complaint(fit, capsys, bad)
+
+
+def test_a_checkpoint_of_another_network_is_one_line(fit: Run, capsys: pytest.CaptureFixture) -> None:
+    (checkpoint,) = fit(trainer__enable_checkpointing=True).glob("checkpoints/*.ckpt")
+    line = complaint(fit, capsys, checkpoint, model__network__config__intermediate_size=96)
+    assert "(32, 64) in the checkpoint and (32, 96) in the config's model; resume with" in line
