@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from cclm.data.loader import StepBatch
@@ -36,8 +37,20 @@ class Position(pl.Callback):
         trainer.datamodule.progress.update(batch)
 
 
+class Bar(TQDMProgressBar):
+    """Lightning's, with names short enough to stand beside it; Rich's breaks its figures over many lines.
+
+    Loss, recalls, speed: what a narrow terminal cuts off is what matters least.
+    """
+
+    def get_metrics(self, trainer: pl.Trainer, system: pl.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, system)
+        names = sorted((name for name in metrics if "/" in name), key=lambda name: (name != "train/loss", name))
+        return {name.partition("/")[2].replace("text_to_image/", ""): metrics[name] for name in names}
+
+
 class Speed(pl.Callback):
-    """Logs samples/s, the share of time spent waiting for data, and how many samples were skipped so far."""
+    """Logs the loss, samples/s, the share of time spent waiting for data, and how many samples were skipped so far."""
 
     def __init__(self, every_n_steps: int = 20) -> None:
         self.every_n_steps = every_n_steps
@@ -70,7 +83,10 @@ class Speed(pl.Callback):
         skipped = float(trainer.datamodule.progress.skipped.total())
         rate, waited = self._samples / seconds * trainer.world_size, self._waited / seconds
         left = (trainer.max_steps - trainer.global_step) * seconds / self._steps
-        logger.info("step %d of %d, %.0f samples/s, %.0f s left", trainer.global_step, trainer.max_steps, rate, left)
+        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches  # Lightning has divided it
+        done = trainer.global_step, trainer.max_steps
+        logger.info("step %d of %d, loss %.3f, %.0f samples/s, %.0f s left", *done, loss, rate, left)
+        system.log("train/loss", loss, prog_bar=True)
         system.log("speed/samples_per_second", rate, prog_bar=True)
         system.log("speed/data_wait", waited, prog_bar=True)
         system.log("data/skipped", skipped, prog_bar=skipped > 0)

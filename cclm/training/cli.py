@@ -13,11 +13,12 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from transformers.utils.logging import disable_progress_bar
 
-from cclm.training.callbacks import Position, Speed, WholeCheckpoints
+from cclm.training.callbacks import Bar, Position, Speed, WholeCheckpoints
 from cclm.training.datamodule import PairDataModule
 from cclm.training.settings import ProcessorSettings
 from cclm.training.system import CrossViewSystem
@@ -39,11 +40,23 @@ class Parser(LightningArgumentParser):
 class CrossViewTrainer(Trainer):
     """Lightning's Trainer with what every run here needs: the data position, speed figures, whole checkpoints."""
 
-    def __init__(self, *args: Any, callbacks: list[Callback] | Callback | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        callbacks: list[Callback] | Callback | None = None,
+        enable_progress_bar: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+        has_bar = any(isinstance(callback, ProgressBar) for callback in given)
+        if enable_progress_bar is None:
+            enable_progress_bar = has_bar or sys.stderr.isatty()
+        if enable_progress_bar and not has_bar:
+            given = [*given, Bar()]
         plugins = kwargs.pop("plugins", None) or []
         own = [WholeCheckpoints(), *(plugins if isinstance(plugins, list) else [plugins])]
-        super().__init__(*args, callbacks=[Position(), Speed(), *given], plugins=own, **kwargs)
+        callbacks = [Position(), Speed(), *given]
+        super().__init__(*args, callbacks=callbacks, plugins=own, enable_progress_bar=enable_progress_bar, **kwargs)
 
 
 class TrainingCLI(LightningCLI):

@@ -63,7 +63,7 @@ class CrossViewSystem(pl.LightningModule):
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: StepBatch, index: int) -> Tensor | None:
+    def training_step(self, batch: StepBatch, index: int) -> Tensor:
         # Dropout draws from torch's global generator, masks and negatives from ours. Both start anew at every step, so
         # that a resumed run needs no generator state to repeat an uninterrupted one.
         seed = int(np.random.SeedSequence((self.seed, self.batches_seen, self.global_rank)).generate_state(1)[0])
@@ -72,14 +72,10 @@ class CrossViewSystem(pl.LightningModule):
         self.batches_seen += 1
         named: dict[str, Tensor] = {}
         by_stream = self._stream_losses(batch, generator, named)
-        total = None
-        if self.automatic_optimization:
-            total = torch.stack(list(by_stream)).sum()
-        else:
-            self._alternate(by_stream)
+        losses = list(by_stream) if self.automatic_optimization else self._alternate(by_stream)
         # All at once: what is logged between two updates of an epoch's first step is forgotten by Lightning.
         self.log_dict({f"train/{name}": loss for name, loss in named.items()}, batch_size=1)
-        return total
+        return torch.stack(losses).sum()
 
     def _stream_losses(
         self, batch: StepBatch, generator: torch.Generator, named: dict[str, Tensor]
@@ -103,13 +99,15 @@ class CrossViewSystem(pl.LightningModule):
                 "still those before this step. Lower optimizer.lr, clip gradients, or use bf16 instead of fp16"
             )
 
-    def _alternate(self, by_stream: Iterator[Tensor]) -> None:
-        optimizer = self.optimizers()
+    def _alternate(self, by_stream: Iterator[Tensor]) -> list[Tensor]:
+        optimizer, losses = self.optimizers(), []
         for loss in by_stream:
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()
+            losses.append(loss.detach())
         self.lr_schedulers().step()
+        return losses
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -82,14 +83,43 @@ def test_a_checkpoint_is_scored_without_training(
     assert len(steps(folder)) == 4  # those of the fit
 
 
-def test_accumulation_updates_less_often(fit: Run) -> None:
-    folder = fit(trainer__accumulate_grad_batches=2, trainer__max_steps=3)
-    assert [step["step"] for step in steps(folder)] == [0, 1, 1, 2, 2, 3]
+def told_losses(caplog: pytest.LogCaptureFixture) -> dict[int, float]:
+    """What the lines on screen say, by step."""
+    found = re.findall(r"step (\d+) of \d+, loss ([\d.]+), \d+ samples/s, \d+ s left", caplog.text)
+    return {int(step): float(loss) for step, loss in found}
 
 
-def test_alternate_updates_once_per_stream(fit: Run) -> None:
-    folder = fit(model__alternate=True, trainer__max_steps=8)
-    assert [step["step"] for step in steps(folder)] == [2, 4, 6, 8]
+def summed_losses(folder: Path) -> list[float]:
+    names = [f"{stream}/{name}" for stream in ("image", "text") for name in ("contrastive", "matching", "masked_lm")]
+    return [sum(values) for values in zip(*(losses(folder, name) for name in names), strict=True)]
+
+
+def test_the_bar_shows_loss_recall_and_speed(fit: Run, data: Path, capsys: pytest.CaptureFixture) -> None:
+    fit(
+        trainer__enable_progress_bar=True,
+        trainer__max_steps=20,
+        trainer__val_check_interval=10,
+        trainer__check_val_every_n_epoch=None,
+        trainer__limit_val_batches=1,
+        data__validation=[{"name": "own", "shards": str(data / "photos"), "languages": ["en", "de"]}],
+    )
+    shown = capsys.readouterr()
+    last = (shown.out + shown.err).split("20/20")[-1]
+    assert re.search(
+        r"loss=[\d.]+, own/en/R@10=[\d.]+, own/others/R@10=[\d.]+, data_wait=[\d.]+, samples_per_second=\d", last
+    ), last
+
+
+def test_accumulation_updates_less_often(fit: Run, caplog: pytest.LogCaptureFixture) -> None:
+    folder = fit(trainer__accumulate_grad_batches=2, trainer__max_steps=20)
+    assert [step["step"] for step in steps(folder)][:6] == [0, 1, 1, 2, 2, 3]
+    assert told_losses(caplog)[20] == pytest.approx(summed_losses(folder)[-1], abs=2e-3)
+
+
+def test_alternate_updates_once_per_stream(fit: Run, caplog: pytest.LogCaptureFixture) -> None:
+    folder = fit(model__alternate=True, trainer__max_steps=40)
+    assert told_losses(caplog)[40] == pytest.approx(summed_losses(folder)[-1], abs=2e-3)
+    assert [step["step"] for step in steps(folder)] == [*range(2, 41, 2)]
     assert all(math.isfinite(value) for value in losses(folder, "text/matching"))
 
 
