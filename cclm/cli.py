@@ -62,6 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"cclm: {_first_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
+        print("cclm: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -95,6 +95,10 @@ def run(arguments: list[str]) -> None:
         _start(arguments)
     except (MisconfigurationException, ModuleNotFoundError) as error:
         raise ValueError(f"trainer: {str(error).splitlines()[0]}") from error
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes a status 1 of it, as of a failure
+            raise stop.__context__ from None
+        raise
 
 
 def _start(arguments: list[str]) -> None:

@@ -33,11 +33,12 @@ def lines(file: Path) -> dict[int, dict]:
     return {step["step"]: step for step in map(json.loads, file.read_text().splitlines())}
 
 
-def start(config: Config, file: Path, *arguments: str) -> subprocess.Popen:
+def start(config: Config, file: Path, *arguments: str, stderr: int | None = None) -> subprocess.Popen:
     file.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-c", "from cclm.cli import main; main()", "fit", "--config", str(file), *arguments]
     root = str(Path(__file__).resolve().parents[2])  # where the config's recorder is found
-    return subprocess.Popen(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    return subprocess.Popen(command, cwd=root, env=environment, stderr=stderr)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -65,6 +66,17 @@ def test_killed_and_resumed(config: Config, tmp_path: Path, workers: int) -> Non
     resumed = lines(log)
     assert sorted(resumed) == list(range(reached + 1, STEPS + 1))
     assert all(resumed[step] == expected[step] for step in resumed)
+
+
+def test_an_interrupted_run_says_so(config: Config, tmp_path: Path) -> None:
+    log = tmp_path / "steps.jsonl"
+    run = start(changed(config, trainer__max_steps=100_000), tmp_path / "config.yaml", stderr=subprocess.PIPE)
+    while not log.exists():
+        assert run.poll() is None, "the run ended before it could be interrupted"
+        time.sleep(0.005)
+    run.send_signal(signal.SIGINT)
+    assert run.communicate()[1].splitlines()[-1] == b"cclm: interrupted" and run.returncode == 130
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_full_disk_leaves_the_former_checkpoint(tmp_path: Path) -> None:
