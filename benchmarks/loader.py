@@ -62,8 +62,8 @@ def efficiency(records: list[Record], processor: CCLMProcessor, train: bool, fol
     """
     write_shards(records, folder)
     reader = PixelReader(processor, train=train)
-    stream = StreamConfig("photos", str(folder), ImageCaption(), batch_size=BATCH)
-    steps = iter(make_loader(PairLoader([stream], processor, reader), steps_per_epoch=None))
+    stream = StreamConfig(str(folder), ImageCaption(), batch_size=BATCH)
+    steps = iter(make_loader(PairLoader({"photos": stream}, processor, reader), steps_per_epoch=None))
     data = cycle([record.image for record in records])
     generator = torch.Generator().manual_seed(0)
 
@@ -121,8 +121,8 @@ def text_rates(sentences: list[dict[str, str]], processor: CCLMProcessor, folder
     rows = len(sentences) * 8
     write_shards((Record("", parallel=row) for _ in range(8) for row in sentences), folder)
     stream = RecordStream(folder)
-    config = StreamConfig("texts", str(folder), Translation(), batch_size=512)
-    steps = iter(make_loader(PairLoader([config], processor), steps_per_epoch=None))
+    config = StreamConfig(str(folder), Translation(), batch_size=512)
+    steps = iter(make_loader(PairLoader({"texts": config}, processor), steps_per_epoch=None))
     return {
         "read_rows_per_s": round(rows / seconds(lambda: sum(1 for _ in read_records(folder)))),
         "stream_rows_per_s": round(rows / seconds(lambda: sum(1 for _ in islice(stream, rows)))),

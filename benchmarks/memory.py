@@ -55,10 +55,10 @@ def main() -> None:
         write_shards(rows, folder / "texts", samples_per_shard=1024)
         tokenizer = train_tokenizer((sentence(n) for n in range(2000)), folder / "tokenizer", 150)
         processor = CCLMProcessor(tokenizer, ImageSettings(image_size=96))
-        streams = [
-            StreamConfig("images", str(folder / "images"), ImageCaption(), BATCH),
-            StreamConfig("texts", str(folder / "texts"), Translation(), 8 * BATCH),
-        ]
+        streams = {
+            "images": StreamConfig(str(folder / "images"), ImageCaption(), BATCH),
+            "texts": StreamConfig(str(folder / "texts"), Translation(), 8 * BATCH),
+        }
         dataset = PairLoader(streams, processor, PixelReader(processor, train=True))
         loader = make_loader(dataset, steps_per_epoch=IMAGES // BATCH, num_workers=WORKERS)
         progress = LoaderProgress()

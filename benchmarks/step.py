@@ -70,7 +70,7 @@ class Step:
             stream: {name: build(chosen, times).to(device) for name, chosen in by_name.items()}
             for stream, by_name in config["model"]["objectives"].items()
         }
-        sizes = {stream["name"]: times * stream["batch_size"] for stream in config["data"]["streams"]}
+        sizes = {name: times * stream["batch_size"] for name, stream in config["data"]["streams"].items()}
         with torch.inference_mode():
             states = self.model.eval().image_states(torch.zeros(1, 3, pixels, pixels, device=device)).shape[1:]
         self.model.train()

@@ -176,7 +176,7 @@ class TestSnippets:
         understood = check_fit(["fit", "--config", str(tmp_path / "config.yaml")], capsys)
         assert understood["model"]["weights"]["image/agreement"] == 0.1
         assert set(understood["model"]["objectives"]["image"]) == {"contrastive", "matching", "masked_lm", "agreement"}
-        assert understood["data"]["validation"][0]["rerank"] == 16
+        assert understood["data"]["validation"]["photos"]["rerank"] == 16
         assert timm.is_model(understood["model"]["network"]["config"]["backbone"])
 
 

@@ -28,7 +28,6 @@ class StreamConfig:
     by text length (1: no sorting). `max_tokens`: of either text, None for the processor's own.
     """
 
-    name: str
     shards: str | list[str] | dict[str, float]
     pairs: PairDrawer
     batch_size: int
@@ -42,10 +41,10 @@ class StreamConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "bucket", "group_shards"):
             if getattr(self, name) < 1:
-                raise ValueError(f"stream {self.name}: {name}={getattr(self, name)}; give 1 or more")
+                raise ValueError(f"stream of {self.shards}: {name}={getattr(self, name)}; give 1 or more")
 
-    def settings(self, seed: int) -> StreamSettings:
-        own = seed_of(seed, self.name)  # two streams over one folder must not walk it in step
+    def settings(self, name: str, seed: int) -> StreamSettings:
+        own = seed_of(seed, name)  # two streams over one folder must not walk it in step
         return StreamSettings(own, self.group_shards, self.max_bad_share, self.language, self.allow_pipe)
 
 
@@ -64,12 +63,13 @@ class BatchStream:
     """Batches of one stream for one reader, forever."""
 
     def __init__(
-        self, config: StreamConfig, processor: Processor, images: ImageReader | None, seed: int, share: Share
+        self, name: str, config: StreamConfig, processor: Processor, images: ImageReader | None, seed: int, share: Share
     ) -> None:
+        self._name = name
         self._config = config
         self._processor = processor
         self._images = images
-        self._settings = config.settings(seed)
+        self._settings = config.settings(name, seed)
         self._share = share
         self._stream = open_stream(config.shards, self._settings, share)
         self._pairs = copy(config.pairs)  # bound to this dataset, whoever else uses the same drawer
@@ -106,7 +106,7 @@ class BatchStream:
             if self._stream.epoch > self._last_epoch + 1:
                 reasons = ", ".join(f"{count} x {reason}" for reason, count in self.skipped.most_common())
                 raise ValueError(
-                    f"stream {self._config.name}: an epoch of {self._config.shards} gave no pair ({reasons});"
+                    f"stream {self._name}: an epoch of {self._config.shards} gave no pair ({reasons});"
                     f" change the stream's languages or its {type(self._config.pairs).__name__}"
                 )
             draw = random_of(self._settings.seed, "pair", located.epoch, located.record.key)
@@ -141,12 +141,12 @@ class BatchStream:
         else:
             drawn, context = self._read_images(drawn)
         target = self._processor.texts([item.pair.target for item in drawn], self._config.max_tokens)
-        return PairBatch(self._config.name, context, target, tuple(item.pair.key for item in drawn))
+        return PairBatch(self._name, context, target, tuple(item.pair.key for item in drawn))
 
     def _read_images(self, drawn: list[_Drawn]) -> tuple[list[_Drawn], ImageInput | StatesInput]:
         """Images of a batch; a bad one's pair gives way to the stream's next, so that batches keep their size."""
         if self._images is None:
-            raise ValueError(f"stream {self._config.name} draws images, but no image reader was given to the loader")
+            raise ValueError(f"stream {self._name} draws images, but no image reader was given to the loader")
         good = list(drawn)
         images = self._images.start()
         row = 0

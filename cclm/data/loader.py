@@ -54,7 +54,7 @@ class PairLoader(IterableDataset):
 
     def __init__(
         self,
-        streams: list[StreamConfig],
+        streams: Mapping[str, StreamConfig],
         processor: Processor,
         images: ImageReader | None = None,
         *,
@@ -63,17 +63,16 @@ class PairLoader(IterableDataset):
         world_size: int = 1,
         resume: Mapping[str, Any] | None = None,
     ) -> None:
-        names = [stream.name for stream in streams]
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"streams are named {names}; give at least one, each with a name of its own")
+        if not streams:
+            raise ValueError("there are no streams; give at least one under a name of its own")
         self._streams = streams
         self._processor = processor
         self._images = images
         self._seed = seed
         self._share = Share(rank, world_size)
         self._resume = resume
-        for stream in streams:  # a wrong folder or language must fail here, in the main process and in one line
-            BatchStream(stream, processor, images, seed, self._share)
+        for name, stream in streams.items():  # a wrong folder or language must fail here, in the main process
+            BatchStream(name, stream, processor, images, seed, self._share)
 
     def __iter__(self) -> Iterator[StepBatch | _StepFailure]:
         info = get_worker_info()
@@ -93,8 +92,8 @@ class PairLoader(IterableDataset):
         worker = (worker + state.get("next", 0)) % workers
         share = replace(self._share, worker=worker, workers=workers)
         streams = {
-            config.name: BatchStream(config, self._processor, self._images, self._seed, share)
-            for config in self._streams
+            name: BatchStream(name, config, self._processor, self._images, self._seed, share)
+            for name, config in self._streams.items()
         }
         for name, saved in state.get("cursors", {}).get(str(worker), {}).items():
             streams[name].load_state_dict(saved)
@@ -124,10 +123,10 @@ class PairLoader(IterableDataset):
                     f" resume with {what}={state[what]}, or start the data anew by leaving the position out"
                 )
         for cursor in state["cursors"].values():
-            if set(cursor) != {stream.name for stream in self._streams}:
+            if set(cursor) != set(self._streams):
                 raise ValueError(
                     f"the saved data position is of streams {sorted(cursor)}, the config has"
-                    f" {sorted(stream.name for stream in self._streams)}; resume with the streams of the first run"
+                    f" {sorted(self._streams)}; resume with the streams of the first run"
                 )
 
 

@@ -118,7 +118,7 @@ def _start(arguments: list[str]) -> None:
 
 
 def _check_streams(system: CrossViewSystem, data: PairDataModule) -> None:
-    trained, read = set(system.objectives), {stream.name for stream in data.streams}
+    trained, read = set(system.objectives), set(data.streams)
     if trained != read:
         raise ValueError(
             f"model.objectives are for streams {sorted(trained)}, data.streams are {sorted(read)}; name the same ones"
@@ -129,6 +129,8 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
     text = " ".join(message.split())
     if missing := re.search(r'Parser key "config": .*File does not exist: (.+)', text):
         return f"no config at {missing[1]}; those that come with cclm are in configs/"
+    if part := re.search(r'Parser key "([\w.]+)": Expected a dot import path string', text):  # no dict inside a dict
+        return f"{part[1]} cannot be changed in part on the command line; write all of it in a second --config file"
     # What this very function has said of a class inside a list or dict comes back with the keys around it.
     if inner := re.search(r'Parser key "([\w.]+)":.*?(?:in ([\w.]+): )?(config key .*)', text):
         return f"in {'.'.join(filter(None, inner.groups()[:2]))}: {inner[3]}"

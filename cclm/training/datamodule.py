@@ -42,20 +42,20 @@ class LoaderSettings:
 
 
 class PairDataModule(pl.LightningDataModule):
-    """Training streams and validation sets."""
+    """Training streams and validation sets, by name."""
 
     def __init__(
         self,
         processor: ProcessorSettings,
-        streams: list[StreamConfig],
+        streams: dict[str, StreamConfig],
         loader: LoaderSettings = LoaderSettings(),
-        validation: list[RetrievalSet] | None = None,
-        test: list[RetrievalSet] | None = None,
+        validation: dict[str, RetrievalSet] | None = None,
+        test: dict[str, RetrievalSet] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.processor, self.streams, self.settings, self.seed = processor.build(), streams, loader, seed
-        self.validation, self.testing = validation or [], test or []
+        self.validation, self.testing = validation or {}, test or {}
         self.progress = LoaderProgress()
         self._resume: dict[str, Any] | None = None
         self._loader: StepLoader | None = None
@@ -84,13 +84,13 @@ class PairDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._tasks(self.testing or self.validation)
 
-    def _tasks(self, sets: list[RetrievalSet]) -> DataLoader:
-        tasks = [RetrievalTask(chosen, self._cache(chosen.shards, 1)) for chosen in sets]
+    def _tasks(self, sets: dict[str, RetrievalSet]) -> DataLoader:
+        tasks = [RetrievalTask(name, chosen, self._cache(chosen.shards, 1)) for name, chosen in sets.items()]
         return DataLoader(tasks, batch_size=None)
 
     def _image_reader(self) -> ImageReader | None:
         """States from the cache where one is wanted, else pixels; streams without images never ask."""
-        folders = [stream.shards for stream in self.streams if isinstance(stream.pairs, ImageCaption)]
+        folders = [stream.shards for stream in self.streams.values() if isinstance(stream.pairs, ImageCaption)]
         if self.settings.cache is None or not folders:
             return PixelReader(self.processor, train=True, decode_margin=self.settings.decode_margin)
         if len(folders) > 1 or isinstance(folders[0], dict):

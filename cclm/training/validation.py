@@ -26,7 +26,6 @@ LOGGED = ("R@1", "R@10")
 class RetrievalSet:
     """One dataset to retrieve from. `languages`: None for all it has; `rerank`: as in `RetrievalOptions`."""
 
-    name: str
     shards: str
     languages: list[str] | None = None
     rerank: int = 0
@@ -37,6 +36,7 @@ class RetrievalSet:
 class RetrievalTask:
     """A set, and the states of its images where the backbone is frozen and they stand in a cache."""
 
+    name: str
     settings: RetrievalSet
     cache: StateCache | None = None
 
@@ -56,7 +56,7 @@ class RetrievalTask:
         if len(rows) > 1 and "en" in rows:
             rows["others"] = {way: report.mean(way, without=("en",)) for way in report.directions()}
         return {
-            f"{self.settings.name}/{language}/{way}/{metric}": float(scores[metric])
+            f"{self.name}/{language}/{way}/{metric}": float(scores[metric])
             for language, ways in rows.items()
             for way, scores in ways.items()
             for metric in LOGGED

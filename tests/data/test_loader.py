@@ -20,11 +20,11 @@ from cclm.models.processor import CCLMProcessor
 from tests.data.conftest import image_records
 
 
-def _streams(photos: Path, texts: Path) -> list[StreamConfig]:
-    return [
-        StreamConfig("photos", str(photos), ImageCaption(["en", "de"], temperature=2.0), batch_size=4, bucket=3),
-        StreamConfig("texts", str(texts), Translation(anchor="en"), batch_size=8, bucket=2),
-    ]
+def _streams(photos: Path, texts: Path) -> dict[str, StreamConfig]:
+    return {
+        "photos": StreamConfig(str(photos), ImageCaption(["en", "de"], temperature=2.0), batch_size=4, bucket=3),
+        "texts": StreamConfig(str(texts), Translation(anchor="en"), batch_size=8, bucket=2),
+    }
 
 
 def _loader(
@@ -90,8 +90,10 @@ def test_resume_with_another_number_of_workers_is_refused(photos: Path, texts: P
 def test_ranks_and_workers_cover_everything_once(photos: Path, processor: CCLMProcessor) -> None:
     seen: Counter[str] = Counter()
     for rank in range(2):
-        stream = StreamConfig("photos", str(photos), ImageCaption(), batch_size=5, bucket=1)
-        dataset = PairLoader([stream], processor, PixelReader(processor, train=False), rank=rank, world_size=2)
+        stream = StreamConfig(str(photos), ImageCaption(), batch_size=5, bucket=1)
+        dataset = PairLoader(
+            {"photos": stream}, processor, PixelReader(processor, train=False), rank=rank, world_size=2
+        )
         for step in make_loader(dataset, steps_per_epoch=6, num_workers=2):
             seen.update(step.batches["photos"].keys)
     assert sorted(seen) == [f"p{number:05d}" for number in range(60)]
@@ -109,17 +111,19 @@ def test_an_epoch_is_a_number_of_steps_and_the_next_goes_on(
 
 def test_uneven_shards_do_not_hang(tmp_path: Path, processor: CCLMProcessor) -> None:
     write_shards(image_records(23), tmp_path / "train", samples_per_shard=7)
-    stream = StreamConfig("photos", str(tmp_path / "train"), ImageCaption(), batch_size=4)
+    stream = StreamConfig(str(tmp_path / "train"), ImageCaption(), batch_size=4)
     for rank in range(2):
-        dataset = PairLoader([stream], processor, PixelReader(processor, train=False), rank=rank, world_size=2)
+        dataset = PairLoader(
+            {"photos": stream}, processor, PixelReader(processor, train=False), rank=rank, world_size=2
+        )
         assert len(list(make_loader(dataset, steps_per_epoch=12, num_workers=2))) == 12
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_reader_without_any_sample_stops_with_one_line(tmp_path: Path, processor: CCLMProcessor) -> None:
     write_shards(image_records(2), tmp_path / "train")
-    stream = StreamConfig("photos", str(tmp_path / "train"), ImageCaption(), batch_size=2)
-    dataset = PairLoader([stream], processor, PixelReader(processor, train=False))
+    stream = StreamConfig(str(tmp_path / "train"), ImageCaption(), batch_size=2)
+    dataset = PairLoader({"photos": stream}, processor, PixelReader(processor, train=False))
     with pytest.raises(ValueError, match=r"nothing readable for reader 3 of 3.*use fewer workers") as raised:
         list(make_loader(dataset, steps_per_epoch=4, num_workers=3))
     assert "\n" not in str(raised.value)
@@ -133,8 +137,8 @@ def test_bad_images_are_replaced_counted_and_kept_in_resume(tmp_path: Path, proc
     write_shards(records, tmp_path / "train", samples_per_shard=10)
 
     def loader(resume: dict | None, steps: int) -> StepLoader:
-        stream = StreamConfig("photos", str(tmp_path / "train"), ImageCaption(), 5, bucket=4, max_bad_share=0.2)
-        dataset = PairLoader([stream], processor, PixelReader(processor, train=False), resume=resume)
+        stream = StreamConfig(str(tmp_path / "train"), ImageCaption(), 5, bucket=4, max_bad_share=0.2)
+        dataset = PairLoader({"photos": stream}, processor, PixelReader(processor, train=False), resume=resume)
         return make_loader(dataset, steps_per_epoch=steps)
 
     whole = list(loader(None, 20))
@@ -152,16 +156,16 @@ def test_bad_images_are_replaced_counted_and_kept_in_resume(tmp_path: Path, proc
 def test_too_many_bad_images_are_fatal(tmp_path: Path, processor: CCLMProcessor) -> None:
     records = [replace(record, image=record.image[:200]) for record in image_records(20)]
     write_shards([*records, *image_records(20, start=20)], tmp_path / "train", samples_per_shard=10)
-    stream = StreamConfig("photos", str(tmp_path / "train"), ImageCaption(), batch_size=5)
-    dataset = PairLoader([stream], processor, PixelReader(processor, train=False))
+    stream = StreamConfig(str(tmp_path / "train"), ImageCaption(), batch_size=5)
+    dataset = PairLoader({"photos": stream}, processor, PixelReader(processor, train=False))
     with pytest.raises(ValueError, match=r"x image not readable.*over max_bad_share=0.1"):
         list(make_loader(dataset, steps_per_epoch=60))
 
 
 def test_pools_sort_by_length_and_keep_keys_apart(texts: Path, processor: CCLMProcessor) -> None:
     def padding(bucket: int) -> float:
-        stream = StreamConfig("texts", str(texts), Translation(["en", "de"]), batch_size=20, bucket=bucket)
-        steps = list(make_loader(PairLoader([stream], processor), steps_per_epoch=20))
+        stream = StreamConfig(str(texts), Translation(["en", "de"]), batch_size=20, bucket=bucket)
+        steps = list(make_loader(PairLoader({"texts": stream}, processor), steps_per_epoch=20))
         assert all(len(set(step.batches["texts"].keys)) == 20 for step in steps)
         masks = [step.batches["texts"].target.attention_mask for step in steps]
         return 1 - sum(mask.sum().item() for mask in masks) / sum(mask.numel() for mask in masks)
@@ -170,19 +174,19 @@ def test_pools_sort_by_length_and_keep_keys_apart(texts: Path, processor: CCLMPr
 
 
 def test_language_unknown_to_the_shards_is_named(texts: Path, processor: CCLMProcessor) -> None:
-    stream = StreamConfig("texts", str(texts), Translation(["en", "xx"]), batch_size=2)
+    stream = StreamConfig(str(texts), Translation(["en", "xx"]), batch_size=2)
     with pytest.raises(ValueError, match="no text in language xx; there are de, en, fr"):
-        PairLoader([stream], processor)
+        PairLoader({"texts": stream}, processor)
 
 
 def test_a_stream_that_gives_no_pair_stops(photos: Path, processor: CCLMProcessor) -> None:
-    stream = StreamConfig("photos", str(photos), Translation(["en", "de"]), batch_size=2)
+    stream = StreamConfig(str(photos), Translation(["en", "de"]), batch_size=2)
     with pytest.raises(ValueError, match=r"gave no pair.*no two texts in wanted languages"):
-        list(make_loader(PairLoader([stream], processor), steps_per_epoch=1))
+        list(make_loader(PairLoader({"photos": stream}, processor), steps_per_epoch=1))
 
 
 def test_two_streams_of_one_folder_differ(texts: Path, processor: CCLMProcessor) -> None:
-    streams = [StreamConfig(name, str(texts), Translation(), batch_size=8) for name in "ab"]
+    streams = {name: StreamConfig(str(texts), Translation(), batch_size=8) for name in "ab"}
     step = next(iter(make_loader(PairLoader(streams, processor), steps_per_epoch=1)))
     assert step.batches["a"].keys != step.batches["b"].keys
 
@@ -199,10 +203,10 @@ def test_weights_of_a_mixture(tmp_path: Path, processor: CCLMProcessor) -> None:
     for name, start in (("a", 0), ("b", 1000)):
         write_shards(image_records(30, start), tmp_path / name)
     shards = {str(tmp_path / "a"): 3.0, str(tmp_path / "b"): 1.0}
-    stream = StreamConfig("photos", shards, ImageCaption(), batch_size=10)
+    stream = StreamConfig(shards, ImageCaption(), batch_size=10)
 
     def steps(count: int, resume: dict | None = None) -> list[StepBatch]:
-        dataset = PairLoader([stream], processor, PixelReader(processor, train=False), resume=resume)
+        dataset = PairLoader({"photos": stream}, processor, PixelReader(processor, train=False), resume=resume)
         return list(make_loader(dataset, steps_per_epoch=count))
 
     whole = steps(40)
@@ -218,8 +222,12 @@ def test_a_batch_of_huge_images_is_resized_in_parts(
     photos: Path, processor: CCLMProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def first() -> StepBatch:
-        stream = StreamConfig("photos", str(photos), ImageCaption(), batch_size=10)
-        return next(iter(make_loader(PairLoader([stream], processor, PixelReader(processor, True)), steps_per_epoch=1)))
+        stream = StreamConfig(str(photos), ImageCaption(), batch_size=10)
+        return next(
+            iter(
+                make_loader(PairLoader({"photos": stream}, processor, PixelReader(processor, True)), steps_per_epoch=1)
+            )
+        )
 
     whole = first()
     monkeypatch.setattr("cclm.data.readers._WAITING_BYTES", 3 * 40 * 40)

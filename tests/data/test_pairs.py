@@ -103,20 +103,19 @@ def test_drawers_come_from_yaml() -> None:
     from cclm.data.batches import StreamConfig
 
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--streams", type=list[StreamConfig])
+    parser.add_argument("--streams", type=dict[str, StreamConfig])
     config = parser.parse_object(
         {
-            "streams": [
-                {
-                    "name": "texts",
+            "streams": {
+                "texts": {
                     "shards": {"a": 2.0, "b": 1.0},
                     "pairs": {"class_path": "cclm.data.pairs.Translation", "init_args": {"anchor": "en"}},
                     "batch_size": 8,
                 }
-            ]
+            }
         }
     )
-    stream = parser.instantiate_classes(config).streams[0]
+    stream = parser.instantiate_classes(config).streams["texts"]
     assert (
         isinstance(stream.pairs, Translation) and stream.pairs.anchor == "en" and stream.shards == {"a": 2.0, "b": 1.0}
     )

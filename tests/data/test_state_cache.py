@@ -79,8 +79,8 @@ def test_versions_are_augmented_and_drawn_per_epoch(photos: Path, tmp_path: Path
     assert not np.array_equal(cache.get("p00007", 1), cache.get("p00007", 2))
 
     def drawn(train: bool) -> set[bytes]:
-        stream = StreamConfig("photos", str(photos), ImageCaption(), batch_size=60, bucket=1)
-        dataset = PairLoader([stream], processor, CachedStates(cache, train=train))
+        stream = StreamConfig(str(photos), ImageCaption(), batch_size=60, bucket=1)
+        dataset = PairLoader({"photos": stream}, processor, CachedStates(cache, train=train))
         found = set()
         for step in make_loader(dataset, steps_per_epoch=12):
             batch = step.batches["photos"]
@@ -121,8 +121,8 @@ def test_an_image_the_cache_lacks_is_skipped_and_counted(
 ) -> None:
     write_shards(image_records(58), tmp_path / "fewer")
     cache = cached_states(tmp_path / "fewer", Backbone(), processor, CacheSettings(str(tmp_path / "c"), "w"))
-    stream = StreamConfig("photos", str(photos), ImageCaption(), batch_size=10)
-    dataset = PairLoader([stream], processor, CachedStates(cache, train=True))
+    stream = StreamConfig(str(photos), ImageCaption(), batch_size=10)
+    dataset = PairLoader({"photos": stream}, processor, CachedStates(cache, train=True))
     steps = list(make_loader(dataset, steps_per_epoch=12))
     assert steps[-1].skipped["image not in the state cache"] >= 2
     assert not {"p00058", "p00059"} & {key for step in steps for key in step.batches["photos"].keys}

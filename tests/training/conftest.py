@@ -83,20 +83,18 @@ def config(data: Path, tmp_path: Path) -> Config:
             "objectives": {"image": all_objectives(), "text": all_objectives()},
         },
         "data": {
-            "streams": [
-                {
-                    "name": "image",
+            "streams": {
+                "image": {
                     "shards": str(data / "photos"),
                     "batch_size": 8,
                     "pairs": {"class_path": "cclm.data.pairs.ImageCaption", "init_args": {"languages": ["en"]}},
                 },
-                {
-                    "name": "text",
+                "text": {
                     "shards": str(data / "texts"),
                     "batch_size": 8,
                     "pairs": {"class_path": "cclm.data.pairs.Translation", "init_args": {"anchor": "en"}},
                 },
-            ],
+            },
         },
     }
 

@@ -75,9 +75,7 @@ def test_every_config_parses(file: Path, capsys: pytest.CaptureFixture) -> None:
     root = understood["trainer"]["default_root_dir"]
     folders = [callback["init_args"]["folder"] for callback in understood["trainer"]["callbacks"][:1]]
     assert folders == [f"{root}/pretrained"]
-    assert understood["data"]["streams"] and set(understood["model"]["objectives"]) == {
-        stream["name"] for stream in understood["data"]["streams"]
-    }
+    assert set(understood["model"]["objectives"]) == set(understood["data"]["streams"]) > set()
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +131,8 @@ def test_published_lengths(name: str, pictures: int, batch: int, epochs: int) ->
     steps = math.ceil(pictures / batch)
     updates = len(data["streams"]) if model["alternate"] else 1
     assert data["loader"]["steps_per_epoch"] == steps and trainer["max_steps"] == epochs * steps * updates
-    assert {stream["batch_size"] * trainer["devices"] for stream in data["streams"]} == {batch}
-    assert [stream["name"] for stream in data["streams"]][0] == ("text" if model["alternate"] else "image")
+    assert {stream["batch_size"] * trainer["devices"] for stream in data["streams"].values()} == {batch}
+    assert next(iter(data["streams"])) == ("text" if model["alternate"] else "image")
 
 
 def tiny(name: str, data: Path, folder: Path) -> Config:
@@ -161,9 +159,9 @@ def tiny(name: str, data: Path, folder: Path) -> Config:
     network["config"] |= {"text_layers": 2, "fusion_layers": 2, "embedding_size": 16}
     del network["config"]["vocab_size"]  # the tokenizer's
     config["data"]["loader"] |= {"workers": 0, "pin_memory": False}
-    for stream in config["data"]["streams"]:
-        stream |= {"batch_size": 4, "shards": str(data / {"image": "photos", "text": "texts"}[stream["name"]])}
-        if stream["name"] == "image":
+    for name, stream in config["data"]["streams"].items():
+        stream |= {"batch_size": 4, "shards": str(data / {"image": "photos", "text": "texts"}[name])}
+        if name == "image":
             stream["pairs"]["init_args"]["languages"] = ["de", "en"]
     return config
 
@@ -223,20 +221,24 @@ class Rates(pl.Callback):
             "imagesize",
             "processor.image.imagesize does not exist; did you mean processor.image.image_size?",
         ),
-        (["data", "streams", 0], "batchsize", "batchsize does not exist; did you mean batch_size?"),
-        (["data", "streams", 0, "pairs", "init_args"], "language", "language does not exist; did you mean languages?"),
+        (["data", "streams", "image"], "batchsize", "batchsize does not exist; did you mean batch_size?"),
+        (
+            ["data", "streams", "image", "pairs", "init_args"],
+            "language",
+            "language does not exist; did you mean languages?",
+        ),
         (["model", "objectives", "text", "matching", "init_args"], "row", "row does not exist; did you mean rows?"),
         ([], "modell", "modell does not exist; did you mean model?"),
         ([], "zzz", "zzz does not exist; --help lists all"),
     ],
 )
 def test_a_wrong_key_in_a_file_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture, place: list[str | int], wrong: str, message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture, place: list[str], wrong: str, message: str
 ) -> None:
     config = read("cclm_3m")
     within: Any = config
     for key in place:
-        within = within.setdefault(key, {}) if isinstance(key, str) else within[key]
+        within = within.setdefault(key, {})
     within[wrong] = 1
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", written(config, tmp_path)])

@@ -73,7 +73,7 @@ class TestOptionsKeepTheFunction:
 def test_a_checkpoint_is_scored_without_training(
     fit: Run, data: Path, capsys: pytest.CaptureFixture, verb: str
 ) -> None:
-    sets = [{"name": "own", "shards": str(data / "photos"), "languages": ["en", "de"], "rerank": 4}]
+    sets = {"own": {"shards": str(data / "photos"), "languages": ["en", "de"], "rerank": 4}}
     (checkpoint,) = fit(trainer__enable_checkpointing=True).glob("checkpoints/*.ckpt")
     capsys.readouterr()
     folder = fit("--ckpt_path", str(checkpoint), verb=verb, data__validation=sets, trainer__limit_val_batches=1)
@@ -101,7 +101,7 @@ def test_the_bar_shows_loss_recall_and_speed(fit: Run, data: Path, capsys: pytes
         trainer__val_check_interval=10,
         trainer__check_val_every_n_epoch=None,
         trainer__limit_val_batches=1,
-        data__validation=[{"name": "own", "shards": str(data / "photos"), "languages": ["en", "de"]}],
+        data__validation={"own": {"shards": str(data / "photos"), "languages": ["en", "de"]}},
     )
     shown = capsys.readouterr()
     last = (shown.out + shown.err).split("20/20")[-1]
@@ -165,14 +165,13 @@ def test_sixty_four_pairs_are_learned_by_heart(fit: Run, data: Path) -> None:
         model__network__config__dropout=0.0,
         model__network__config__attention_dropout=0.0,
         model__optimizer={"lr": 4e-3, "warmup_steps": 10},
-        data__streams=[
-            {
-                "name": "image",
+        data__streams={
+            "image": {
                 "shards": str(data / "photos"),
                 "batch_size": 32,
                 "pairs": {"class_path": "cclm.data.pairs.ImageCaption", "init_args": {"languages": ["de"]}},
             }
-        ],
+        },
         model__objectives={
             "image": {
                 "contrastive": objective("contrastive", "Contrastive"),
@@ -189,6 +188,11 @@ def test_sixty_four_pairs_are_learned_by_heart(fit: Run, data: Path) -> None:
     reached = {name: last(name) for name in ("contrastive", "matching", "masked_lm")}
     floors = {"contrastive": 0.2, "matching": 0.4, "masked_lm": 3.2}  # from about 3.5, 0.64 and 4.5
     assert all(reached[name] < floor for name, floor in floors.items()), reached
+
+
+def test_a_stream_is_changed_on_the_command_line(fit: Run) -> None:
+    folder = fit("--data.streams.image.batch_size", "5", "--data.streams.text.pairs.anchor", "de")
+    assert [[len(keys) for keys in step["keys"].values()] for step in steps(folder)] == [[5, 8]] * 4
 
 
 class Diverging(Objective):
@@ -225,6 +229,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(fit: Run, capsys: pyt
         (["--ckpt_path", "./nowhere.ckpt"], "nowhere.ckpt"),
         (["--model.network.pretrained", "./nowhere"], "no pretrained folder at ./nowhere"),
         (["--model.network.backbone_weights", "./nowhere.pth"], "no weight file at nowhere.pth"),
+        (["--data.streams.image.batchsize", "3"], "did you mean batch_size?"),
+        (["--model.objectives.image.matching.init_args.rows", "3"], "model.objectives cannot be changed in part on"),
         (["--trainer.max_steps", "-1"], "trainer.max_steps is not set"),
         (["--trainer.accelerator", "tpu"], "trainer: "),
     ],
