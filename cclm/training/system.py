@@ -5,6 +5,7 @@ What the settings mean for the result is in `settings.py`; this file is the loop
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -20,7 +21,9 @@ from cclm.training.optim import OptimizerSettings, build_optimizer, build_schedu
 from cclm.training.settings import ComputeSettings, NetworkSettings, ProcessorSettings
 from cclm.training.validation import RetrievalTask
 
-# Metrics worth a place on the progress bar.
+_log = logging.getLogger(__name__)
+
+# Metrics worth a place on the progress bar and in the lines of a log.
 SHOWN = ("en/text_to_image/R@10", "others/text_to_image/R@10")
 
 
@@ -115,9 +118,12 @@ class CrossViewSystem(pl.LightningModule):
         self.log("train/gradient_norm", norm)
 
     def validation_step(self, task: RetrievalTask, index: int) -> None:
-        for name, value in task.evaluate(self.model, self.processor).items():
+        metrics = task.evaluate(self.model, self.processor)
+        for name, value in metrics.items():
             shown = name.endswith(SHOWN)
             self.log(f"eval/{name}", value, prog_bar=shown, batch_size=1, add_dataloader_idx=False)
+        told = ", ".join(f"{name} {value:.1f}" for name, value in metrics.items() if name.endswith(SHOWN))
+        _log.info("step %d: %s", self.global_step, told)
 
     test_step = validation_step
 

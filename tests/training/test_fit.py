@@ -94,7 +94,9 @@ def summed_losses(folder: Path) -> list[float]:
     return [sum(values) for values in zip(*(losses(folder, name) for name in names), strict=True)]
 
 
-def test_the_bar_shows_loss_recall_and_speed(fit: Run, data: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_bar_and_the_log_show_loss_recall_and_speed(
+    fit: Run, data: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
     fit(
         trainer__enable_progress_bar=True,
         trainer__max_steps=20,
@@ -103,6 +105,7 @@ def test_the_bar_shows_loss_recall_and_speed(fit: Run, data: Path, capsys: pytes
         trainer__limit_val_batches=1,
         data__validation={"own": {"shards": str(data / "photos"), "languages": ["en", "de"]}},
     )
+    assert re.search(r"step 10: own/en/text_to_image/R@10 [\d.]+, own/others/text_to_image/R@10 [\d.]+", caplog.text)
     shown = capsys.readouterr()
     last = (shown.out + shown.err).split("20/20")[-1]
     assert re.search(
