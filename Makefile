@@ -40,7 +40,7 @@ quickstart: $(RUN)/untrained.json $(RUN)/index/manifest.json
 	@echo "What next:"
 	@echo "  $(BIN)/cclm search $(RUN)/index 'зонт'      # any of the 20 languages, or the path of a picture"
 	@echo "  $(BIN)/cclm evaluate retrieval --model $(RUN)/pretrained --data $(EMOJI)/test --rerank 16 --output $(RUN)/reranked.json"
-	@echo "  $(BIN)/cclm fit --config configs/pretrain/emoji_full.yaml      # an hour on two cores, minutes on a GPU"
+	@echo "  $(BIN)/cclm fit --config configs/pretrain/emoji_full.yaml      # an hour on two cores"
 	@echo "  $(BIN)/cclm data build folder --source YOUR_PICTURES --output data/yours"
 
 $(EMOJI)/train/manifest.json: | $(INSTALLED)

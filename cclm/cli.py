@@ -6,6 +6,7 @@ import ctypes
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections import Counter
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. What a user can get wrong ends as one line on standard error and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _keep_freed_memory()
+    signal.signal(signal.SIGTERM, _terminated)  # Lightning's own handler ends a run as if it had succeeded
     logging.basicConfig(level=os.environ.get("CCLM_LOG", "WARNING"), format="%(name)s: %(message)s")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a missing folder was asked of the hub: we tell that
     warnings.filterwarnings("ignore", module="pytorch_lightning|torchvision|timm")
@@ -64,6 +66,11 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("cclm: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _terminated(number: int, frame: object) -> None:
+    print("cclm: terminated", file=sys.stderr)
+    raise SystemExit(128 + number)  # on its way out, what is half-written is removed
 
 
 def _keep_freed_memory() -> None:
@@ -156,7 +163,7 @@ def _retrieval_options(parser: ArgumentParser) -> None:
     _add_inputs(parser)
     parser.add_argument("--output", type=Path, required=True, help="report.json; the chart goes beside it")
     parser.add_argument("--baseline", type=Path, default=None, help="another report to show beside this one")
-    parser.add_argument("--languages", type=list[str] | None, default=None, help="[de,fr]; all by default")
+    parser.add_argument("--languages", type=list[str] | str | None, default=None, help="de,fr; all by default")
     parser.add_argument("--texts", default="auto", help="auto, captions or parallel: which texts are queries")
     parser.add_argument("--rerank", type=int, default=0, help="candidates per query for the matching head")
     parser.add_argument(
@@ -169,7 +176,7 @@ def _evaluate_retrieval(given: Namespace) -> None:
     from rich.console import Console
 
     from cclm.data.images import open_image
-    from cclm.data.shards import read_records
+    from cclm.data.shards import check_languages, read_records
     from cclm.evaluation.encoding import pixel_views
     from cclm.evaluation.report import Provenance, Report, check_output, table
     from cclm.evaluation.retrieval import RetrievalOptions, evaluate_retrieval
@@ -178,12 +185,12 @@ def _evaluate_retrieval(given: Namespace) -> None:
     output = check_output(given.output)
     baseline = Report.read(given.baseline) if given.baseline else None
     source = ModelSource.of(given.model)
-    _check_languages(given.data, given.languages)
+    chosen = given.languages.split(",") if isinstance(given.languages, str) else given.languages
+    check_languages(given.data, chosen)
     model, processor = _load(given.model, given.device)
     provenance = Provenance(source.path, source.sha256, given.data, _data_hash(given.data), date.today().isoformat())
-    languages = tuple(given.languages) if given.languages else None
     options = RetrievalOptions(
-        languages,
+        tuple(chosen) if chosen else None,
         texts=given.texts,
         rerank=given.rerank,
         rerank_similarity=given.rerank_similarity,
@@ -285,7 +292,12 @@ def _load(folder: Path, device: str) -> tuple[CCLMModel, CCLMProcessor]:
 
     transformers_logging.disable_progress_bar()
     place = _device(device)
-    return CCLMModel.from_pretrained(folder).eval().to(place), CCLMProcessor.from_pretrained(folder)
+    model, processor = CCLMModel.from_pretrained(folder).eval().to(place), CCLMProcessor.from_pretrained(folder)
+    try:
+        processor.check_fits(model.config)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return model, processor
 
 
 def _device(name: str) -> torch.device:
@@ -297,16 +309,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"no device {name!r} here ({_first_line(error).split('. ')[0]}); use cpu") from None
     return torch.device(name)
-
-
-def _check_languages(source: str, languages: list[str] | None) -> None:
-    """Before hours of encoding. Errors: ValueError naming the languages that the data has."""
-    from cclm.data.shards import MANIFEST, Manifest
-
-    if languages and (Path(source) / MANIFEST).is_file():
-        there = Manifest.load(source).languages
-        if missing := [language for language in languages if language not in there]:
-            raise ValueError(f"no texts in language {', '.join(missing)} in {source}; present: {', '.join(there)}")
 
 
 def _data_hash(source: str) -> str:

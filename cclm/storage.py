@@ -41,7 +41,7 @@ def check_replaceable(path: Path | str, kinds: Collection[str]) -> Path:
     """Refuse, before the work, to replace anything but a folder of nothing but our own files.
 
     `kinds`: patterns of the files, relative to the folder, that whoever writes there writes; `*` crosses no `/`.
-    Errors: ValueError for a file, or a folder that holds anything else (names it).
+    Errors: ValueError for a file, a folder that holds anything else (names it), and where nothing can be written.
     """
     path = Path(path)
     if not path.name:
@@ -52,6 +52,9 @@ def check_replaceable(path: Path | str, kinds: Collection[str]) -> Path:
         name = file.relative_to(path).as_posix()
         if not file.is_dir() and not any(_matches(name, kind) for kind in kinds):
             raise ValueError(f"output {path} holds {name}, which is not replaced; choose a new or empty folder")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"output {path} cannot be written: {above} is no folder that you may write to; choose another")
     return path
 
 

@@ -89,12 +89,19 @@ def cut(model: Path) -> None:
         (shutil.rmtree, "no pretrained folder at"),
         (without("config.json"), "no config.json in"),
         (without("processor_config.json"), "no processor_config.json in"),
+        (without("model.safetensors"), "no *.safetensors in"),
+        (setting("backbone", None), "config or weights are damaged"),
+        (setting("mask_token_id", 7), "use the tokenizer that the model was trained with"),
         (without("tokenizer.json"), "no tokenizer at"),
         (without("tokenizer_config.json"), "has no padding token"),
         (text("config.json", '{"model_type": "bert"}'), "holds a model of type bert, not cclm"),
         (text("config.json", "{"), "config.json is damaged"),
         (setting("hidden_size", -1), "config or weights are damaged"),
         (text("processor_config.json", "{}"), "processor_config.json is damaged"),
+        (
+            text("processor_config.json", '{"image": {"mean": [1]}, "max_tokens": 9}'),
+            "processor_config.json is damaged",
+        ),
         (text("processor_config.json", "{"), "processor_config.json is damaged"),
         (text("processor_config.json", '{"image": {"side": 3}, "max_tokens": 9}'), "processor_config.json is damaged"),
         (text("tokenizer.json", '{"version": "1.0"}'), "no tokenizer at"),
@@ -182,7 +189,7 @@ def test_a_failure_that_is_not_the_disk_stays_what_it_is(tmp_path: Path) -> None
         (["--device", "meta"], "no device 'meta' here"),
         (["--rerank_similarity", "1"], "rerank_similarity is given without rerank"),
         (["--rerank", "-1"], "rerank is -1"),
-        (["--languages", "[sw]"], "no texts in language sw"),
+        (["--languages", "sw,en"], "no texts in language sw"),
         (["--data", "nowhere"], "nowhere"),
         (["--output", "/dev/null/report.json"], "report path /dev/null/report.json cannot be written"),
         (["--output", "report.txt"], "must be a file ending in .json"),
@@ -217,9 +224,15 @@ def test_an_output_that_is_a_link_stays_one(place: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("query", "message"), [("  ", "the query is empty"), ("broken.png", "broken.png: image not readable; give another")]
+    ("query", "message"),
+    [
+        ("  ", "the query is empty"),
+        ("broken.png", "broken.png: image not readable; give another"),
+        ("photo.gif", "is a file, but of none of .jpeg, .jpg, .png, .webp; convert it"),
+    ],
 )
 def test_queries(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture, query: str, message: str) -> None:
+    (tmp_path / "photo.gif").write_bytes(b"GIF89a")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not really")
     main(commands(place, tmp_path / "index")["index"])
     given = str(tmp_path / query) if query.strip() else query

@@ -42,6 +42,8 @@ class StreamConfig:
         for name in ("batch_size", "bucket", "group_shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"stream of {self.shards}: {name}={getattr(self, name)}; give 1 or more")
+        if self.max_tokens is not None and self.max_tokens < 3:
+            raise ValueError(f"stream of {self.shards}: max_tokens={self.max_tokens}; give 3 or more, or null")
 
     def settings(self, name: str, seed: int) -> StreamSettings:
         own = seed_of(seed, name)  # two streams over one folder must not walk it in step

@@ -8,6 +8,7 @@ import inspect
 import logging
 import pkgutil
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from cclm.types import Record
 log = logging.getLogger(__name__)
 
 RECIPES = "data_recipes"
+_SPLIT = re.compile(r"[A-Za-z0-9_-]+")
 OptionValue: TypeAlias = bool | int | float | str
 Recipe: TypeAlias = Callable[..., Iterator[tuple[str, Record]]]
 
@@ -112,6 +114,8 @@ def build(
         with ExitStack() as stack:
             for number, (split, record) in enumerate(read(Path(source), **checked), 1):
                 if split not in writers:
+                    if not _SPLIT.fullmatch(split):  # it becomes a folder
+                        raise ValueError(f"data build: split {split!r} is no name; use letters, digits, - and _")
                     writers[split] = stack.enter_context(ShardWriter(folder / split))
                 writers[split].write(record)
                 if number % 10_000 == 0:

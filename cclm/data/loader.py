@@ -96,7 +96,12 @@ class PairLoader(IterableDataset):
             for name, config in self._streams.items()
         }
         for name, saved in state.get("cursors", {}).get(str(worker), {}).items():
-            streams[name].load_state_dict(saved)
+            try:
+                streams[name].load_state_dict(saved)
+            except (KeyError, TypeError):
+                raise ValueError(
+                    f"stream {name}: the saved data position is not of such shards; resume with those of the first run"
+                ) from None
         while True:
             yield self._step(streams, share)  # no name for it here: the old batch must go before the next is made
 
@@ -163,8 +168,11 @@ class LoaderProgress:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._workers, self._world_size, self._next = state["workers"], state["world_size"], state["next"]
-        self._cursors, self._skipped = dict(state["cursors"]), dict(state["skipped"])
+        try:
+            self._workers, self._world_size, self._next = state["workers"], state["world_size"], state["next"]
+            self._cursors, self._skipped = dict(state["cursors"]), dict(state["skipped"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the checkpoint's data position is damaged ({error!r}); use an earlier one") from None
 
 
 class StepLoader:

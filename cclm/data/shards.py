@@ -9,7 +9,7 @@ import logging
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -227,6 +227,14 @@ def list_shards(source: Source, allow_pipe: bool = False) -> list[str]:
         if not Path(path).is_file():
             raise FileNotFoundError(f"no shard at {path}; give a folder of .tar shards, a .tar or a pattern of them")
     return paths
+
+
+def check_languages(source: str, languages: Collection[str] | None) -> None:
+    """Before hours of work. Errors: ValueError naming the languages that the data has, as its manifest tells."""
+    if languages and (Path(source) / MANIFEST).is_file():
+        there = Manifest.load(source).languages
+        if missing := [language for language in languages if language not in there]:
+            raise ValueError(f"no texts in language {', '.join(missing)} in {source}; present: {', '.join(there)}")
 
 
 def decode_sample(sample: Sample, language: str = "en") -> list[Record]:

@@ -63,6 +63,15 @@ class CCLMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        for name in ("vocab_size", "hidden_size", "num_heads", "intermediate_size", "embedding_size", "max_positions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
+        for name in ("text_layers", "fusion_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, from 0 to below 1")
         if self.pooling not in ("first", "mean"):
             raise ValueError(f'pooling is {self.pooling!r}; choose "first" or "mean"')
         if self.fuse_embeddings and self.pooling == "first":
@@ -254,7 +263,7 @@ class CCLMModel(PreTrainedModel):
                 model, report = super().from_pretrained(
                     folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
                 )
-        except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError) as error:
+        except (SafetensorError, RuntimeError, TypeError, LookupError, AttributeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{folder}: config or weights are damaged ({reason}); export the model again") from error
         for problem in _PROBLEMS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from transformers.utils import PushToHubMixin
 from cclm.models.names import is_here, quiet
 from cclm.storage import whole_file
 from cclm.types import TextInput
+
+if TYPE_CHECKING:
+    from cclm.models.model import CCLMConfig
 
 FILE = "processor_config.json"
 # Both CCLM families normalise with CLIP's statistics, even for Swin and BEiT (reference/cclm.md 3.2).
@@ -37,6 +40,14 @@ class ImageSettings:
     flip: float = 0.5
     augment: bool = False  # colour and geometry jitter after the crop (torchvision's RandAugment)
 
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; give 1 pixel or more")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std}: give three numbers each, std above 0")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale is {self.crop_scale}; give a smallest and a largest share, from 0 to 1")
+
 
 class CCLMProcessor(PushToHubMixin):
     """Tokenizer and image settings of one model.
@@ -48,6 +59,8 @@ class CCLMProcessor(PushToHubMixin):
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, settings: ImageSettings | None = None, max_tokens: int = 64
     ) -> None:
+        if max_tokens < 3:
+            raise ValueError(f"max_tokens is {max_tokens}; a text has at least 3, its first and last included")
         self.tokenizer = tokenizer
         self.settings = settings or ImageSettings()
         self.max_tokens = max_tokens
@@ -64,6 +77,20 @@ class CCLMProcessor(PushToHubMixin):
     @property
     def vocab_size(self) -> int:
         return len(self.tokenizer)
+
+    def check_fits(self, config: CCLMConfig) -> None:
+        """Errors: ValueError where the model was made for another tokenizer, or for shorter texts."""
+        ours = (len(self.tokenizer), self.tokenizer.mask_token_id)
+        if ours[0] > config.vocab_size or ours[1] not in (None, config.mask_token_id):
+            raise ValueError(
+                f"the tokenizer has {ours[0]} tokens, <mask> being {ours[1]}, the model {config.vocab_size} and "
+                f"{config.mask_token_id}; use the tokenizer that the model was trained with"
+            )
+        if self.max_tokens + config.position_offset > config.max_positions:
+            raise ValueError(
+                f"max_tokens is {self.max_tokens}, the model holds {config.max_positions - config.position_offset} "
+                "(max_positions - position_offset); lower the one or raise the other"
+            )
 
     def texts(self, texts: list[str], max_tokens: int | None = None) -> TextInput:
         """Token ids (B, L), truncated to `max_tokens` and padded to the longest of them."""

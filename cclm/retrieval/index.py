@@ -65,6 +65,10 @@ def query_kind(query: str) -> Literal["image", "text"]:
         raise ValueError("the query is empty; give a text, or the path of an image file")
     path = Path(query)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
+        if path.suffix and path.is_file():
+            raise ValueError(
+                f"query {query!r} is a file, but of none of {', '.join(sorted(IMAGE_SUFFIXES))}; convert it"
+            )
         return "text"
     if not path.is_file():
         raise FileNotFoundError(f"query {query!r} looks like an image file, but there is none; check the path")

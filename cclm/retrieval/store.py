@@ -58,7 +58,8 @@ class ModelSource:
         """Errors: FileNotFoundError where the folder is missing or holds no weights."""
         folder = Path(folder)
         if not any(folder.glob("*.safetensors")):
-            raise FileNotFoundError(f"no pretrained folder at {folder}; give one that `cclm fit` has written")
+            what = "no *.safetensors in" if folder.is_dir() else "no pretrained folder at"
+            raise FileNotFoundError(f"{what} {folder}; give one that `cclm fit` has written")
         return cls(str(folder), folder_hash(folder, MODEL_FILES))
 
 

@@ -46,7 +46,16 @@ class Bar(TQDMProgressBar):
     def get_metrics(self, trainer: pl.Trainer, system: pl.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, system)
         names = sorted((name for name in metrics if "/" in name), key=lambda name: (name != "train/loss", name))
-        return {name.partition("/")[2].replace("text_to_image/", ""): metrics[name] for name in names}
+        return {_short(name): _shown(metrics[name]) for name in names}
+
+
+def _short(name: str) -> str:
+    renamed = {"speed/samples_per_second": "samples/s", "speed/data_wait": "wait"}
+    return renamed.get(name) or name.partition("/")[2].replace("text_to_image/", "")
+
+
+def _shown(value: float) -> int | str:
+    return round(value) if value >= 100 else f"{value:.3f}"  # Lightning would fill up to five characters with zeros
 
 
 class Speed(pl.Callback):
@@ -140,7 +149,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             missing = {"state_dict", "batches_seen", "pytorch-lightning_version"} - set(stored)
             reason = f"it lacks {', '.join(sorted(missing))}" if missing else ""
         except Exception as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
         if reason:
             raise ValueError(f"{path} is not a checkpoint of `cclm fit` ({reason}); use an earlier one")
         return stored

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from transformers.utils.logging import disable_progress_bar
 
+from cclm.storage import whole_file
 from cclm.training.callbacks import Bar, Position, Speed, WholeCheckpoints
 from cclm.training.datamodule import PairDataModule
 from cclm.training.settings import ProcessorSettings
@@ -28,6 +29,9 @@ _UNKNOWN = re.compile(
     r"(?:Group '(?P<group>[\w.]+)' does not accept option|Subcommand '\w+' does not accept option|Option"
     r"|unrecognized arguments:) '?-{0,2}(?P<key>[\w.]+)'?"
 )
+
+
+_KEY = r'Parser key "([\w.]+)"'
 
 
 class Parser(LightningArgumentParser):
@@ -50,13 +54,22 @@ class CrossViewTrainer(Trainer):
         given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
         has_bar = any(isinstance(callback, ProgressBar) for callback in given)
         if enable_progress_bar is None:
-            enable_progress_bar = has_bar or sys.stderr.isatty()
+            enable_progress_bar = has_bar or sys.stdout.isatty()  # where bars are drawn
         if enable_progress_bar and not has_bar:
             given = [*given, Bar()]
         plugins = kwargs.pop("plugins", None) or []
         own = [WholeCheckpoints(), *(plugins if isinstance(plugins, list) else [plugins])]
         callbacks = [Position(), Speed(), *given]
         super().__init__(*args, callbacks=callbacks, plugins=own, enable_progress_bar=enable_progress_bar, **kwargs)
+
+
+class KeptConfig(SaveConfigCallback):
+    """Writes the whole configuration, defaults and all, beside the logs, under a name that no config is given."""
+
+    def save_config(self, trainer: Trainer, system: LightningModule, stage: str) -> None:
+        text = self.parser.dump(self.config, skip_none=False)
+        with whole_file(Path(trainer.log_dir or trainer.default_root_dir) / "config_of_run.yaml") as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 class TrainingCLI(LightningCLI):
@@ -76,6 +89,8 @@ class TrainingCLI(LightningCLI):
         _check_streams(self.model, self.datamodule)
         if self.subcommand != "fit" and not (self.datamodule.validation or self.datamodule.testing):
             raise ValueError(f"{self.subcommand}: data.validation is empty; name the datasets to retrieve from")
+        if config.ckpt_path and not Path(config.ckpt_path).is_file():  # Lightning takes "last" for "if there is one"
+            raise ValueError(f"no checkpoint at {config.ckpt_path}; leave --ckpt_path out to start anew")
         Path(config.trainer.default_root_dir or ".").mkdir(parents=True, exist_ok=True)
         return super().instantiate_trainer(**kwargs)
 
@@ -89,7 +104,7 @@ def run(arguments: list[str]) -> None:
     for logger in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     disable_progress_bar()
-    if not sys.stderr.isatty():  # no progress bar will show: tell in lines how far the run is
+    if not sys.stdout.isatty():  # no progress bar will show: tell in lines how far the run is
         logging.getLogger("cclm.training").setLevel(logging.INFO)
     try:
         _start(arguments)
@@ -109,8 +124,8 @@ def _start(arguments: list[str]) -> None:
         parser_class=Parser,
         parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},  # half a key is a wrong key
         trainer_class=CrossViewTrainer,
-        save_config_callback=SaveConfigCallback,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=KeptConfig,
+        save_config_kwargs={"save_to_log_dir": False},
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
@@ -129,11 +144,23 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
     text = " ".join(message.split())
     if missing := re.search(r'Parser key "config": .*File does not exist: (.+)', text):
         return f"no config at {missing[1]}; those that come with cclm are in configs/"
-    if part := re.search(r'Parser key "([\w.]+)": Expected a dot import path string', text):  # no dict inside a dict
-        return f"{part[1]} cannot be changed in part on the command line; write all of it in a second --config file"
+    if re.search(r'Parser key "model.objectives": Expected a dot import path string', text):  # no dict inside a dict
+        return (
+            "model.objectives cannot be changed in part on the command line; write all of it in a second --config file"
+        )
     # What this very function has said of a class inside a list or dict comes back with the keys around it.
-    if inner := re.search(r'Parser key "([\w.]+)":.*?(?:in ([\w.]+): )?(config key .*)', text):
+    if inner := re.search(r'Parser key "([\w.]+)":.*?(?:in ([\w.]+): )?(config key .*?)(?: - |$)', text):
         return f"in {'.'.join(filter(None, inner.groups()[:2]))}: {inner[3]}"
+    if new := re.search(r'Parser key "(data\.\w+)": .*?arguments are required: ([\w, ]+?)(?: - |$)', text):
+        return f"{new[1]}: a new entry lacks {new[2]}; give it, or is its name misspelt?"
+    # Told first of the innermost key alone, then passed outwards.
+    if single := re.search(
+        r"(?:Does not .*Expected a <class 'list'>.*Given value:|[\w.]+ is) ([\w-]+)(?:$|; write a)", text
+    ):
+        keys = [*re.findall(_KEY, text), *re.findall(r"([\w.]+) is [\w-]+; write a", text)]
+        return f"{'.'.join(keys)} is {single[1]}; write a list: [{single[1]}]"
+    if group := re.search(r'Parser key "(data\.\w+)": .*(?:Expected a (?:dot import|<class .dict)|NestedArg)', text):
+        return f"{group[1]} is a mapping of name to settings, as in configs/pretrain/photos.yaml; give it whole"
     if unknown := _UNKNOWN.search(text):
         key = ".".join(filter(None, (unknown["group"], unknown["key"])))
         near = _nearest(key, list(_keys(parser)))

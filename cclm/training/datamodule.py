@@ -40,6 +40,11 @@ class LoaderSettings:
     cache: str | None = None
     versions: int = 1
 
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 0), ("prefetch", 1), ("versions", 1), ("steps_per_epoch", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.loader.{name} is {getattr(self, name)}; give {least} or more")
+
 
 class PairDataModule(pl.LightningDataModule):
     """Training streams and validation sets, by name."""
@@ -56,6 +61,8 @@ class PairDataModule(pl.LightningDataModule):
         super().__init__()
         self.processor, self.streams, self.settings, self.seed = processor.build(), streams, loader, seed
         self.validation, self.testing = validation or {}, test or {}
+        for name, chosen in (self.validation | self.testing).items():
+            chosen.check(name)
         self.progress = LoaderProgress()
         self._resume: dict[str, Any] | None = None
         self._loader: StepLoader | None = None

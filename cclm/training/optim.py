@@ -35,6 +35,8 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"optimizer.schedule is {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"optimizer.warmup_steps is {self.warmup_steps}; give 0 or more")
 
 
 def freeze(model: nn.Module, parts: list[str]) -> None:

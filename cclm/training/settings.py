@@ -47,6 +47,10 @@ class NetworkSettings:
     def build(self, processor: CCLMProcessor) -> tuple[CCLMModel, set[str]]:
         """The model, and the names of its parameters that no weights filled."""
         if self.pretrained:
+            if self.config or self.backbone_weights or self.text_weights:
+                raise ValueError(
+                    "network.pretrained brings geometry and weights; set network.config to {} and the weights to null"
+                )
             return CCLMModel.from_pretrained(self.pretrained), set()
         geometry = {"vocab_size": processor.vocab_size, "image_size": processor.image_size, **self.config}
         model = CCLMModel(CCLMConfig(**_known(geometry)))
@@ -56,7 +60,12 @@ class NetworkSettings:
             filled |= {f"image_encoder.backbone.{name}" for name in report.filled}
         if self.text_weights:
             weights = every_layer(read_weights(_weight_file(self.text_weights)), self.text_weights_every)
-            filled |= set(load_xlm_roberta(model, weights).filled)
+            read = load_xlm_roberta(model, weights).filled
+            if not read:
+                raise ValueError(
+                    f"network.text_weights: {self.text_weights} holds no tensor of XLM-R; give its own file"
+                )
+            filled |= set(read)
         return model, {name for name, _ in model.named_parameters()} - filled
 
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -53,10 +54,12 @@ class CrossViewSystem(pl.LightningModule):
         """`objectives`: stream -> name -> objective. `weights`: "stream/name" -> factor of that loss, else 1."""
         super().__init__()
         self.processor, self.settings, self.seed = processor.build(), optimizer, seed
+        _check_names(objectives)
         self.weights = _checked_weights(weights or {}, objectives)
         self.automatic_optimization = not alternate
         torch.manual_seed(seed)
         self.model, self.new_names = network.build(self.processor)
+        self.processor.check_fits(self.model.config)
         freeze(self.model, optimizer.frozen)
         self.objectives = torch.nn.ModuleDict(
             {stream: torch.nn.ModuleDict(by_name) for stream, by_name in objectives.items()}
@@ -122,8 +125,9 @@ class CrossViewSystem(pl.LightningModule):
         for name, value in metrics.items():
             shown = name.endswith(SHOWN)
             self.log(f"eval/{name}", value, prog_bar=shown, batch_size=1, add_dataloader_idx=False)
-        told = ", ".join(f"{name} {value:.1f}" for name, value in metrics.items() if name.endswith(SHOWN))
-        _log.info("step %d: %s", self.global_step, told)
+        if self.trainer.state.fn == TrainerFn.FITTING:  # the other verbs end in a table
+            told = ", ".join(f"{name} {value:.1f}" for name, value in metrics.items() if name.endswith(SHOWN))
+            _log.info("step %d: %s", self.global_step, told)
 
     test_step = validation_step
 
@@ -151,7 +155,12 @@ class CrossViewSystem(pl.LightningModule):
         checkpoint["batches_seen"] = self.batches_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Errors: ValueError where the checkpoint is of another network than the config's."""
+        """Errors: ValueError where the checkpoint is of another network than the config's, or holds weights alone."""
+        needed = {"optimizer_states", type(self.trainer.datamodule).__qualname__}
+        if self.trainer.state.fn == TrainerFn.FITTING and (missing := needed - set(checkpoint)):
+            raise ValueError(
+                f"the checkpoint lacks {', '.join(sorted(missing))}: nothing to resume from; use a whole one"
+            )
         stored, ours = _shapes(checkpoint["state_dict"]), _shapes(self.state_dict())
         for name in sorted(stored.keys() | ours.keys()):
             if stored.get(name) != ours.get(name):
@@ -164,6 +173,15 @@ class CrossViewSystem(pl.LightningModule):
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items()}
+
+
+def _check_names(objectives: dict[str, dict[str, Objective]]) -> None:
+    for stream, by_name in objectives.items():
+        if not by_name:
+            raise ValueError(f"model.objectives.{stream} is empty; name an objective, or leave the stream out")
+        for name in (stream, *by_name):
+            if "." in name or "/" in name:
+                raise ValueError(f"model.objectives: {name!r} is no name of a stream or objective; leave out . and /")
 
 
 def _checked_weights(weights: dict[str, float], objectives: dict[str, dict[str, Objective]]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cclm.data.images import open_image
-from cclm.data.shards import read_records
+from cclm.data.shards import check_languages, list_shards, read_records
 from cclm.data.state_cache import StateCache
 from cclm.evaluation.encoding import ImageViews, pixel_views
 from cclm.evaluation.report import Provenance
@@ -30,6 +30,14 @@ class RetrievalSet:
     languages: list[str] | None = None
     rerank: int = 0
     rerank_similarity: float = 0.0
+
+    def check(self, name: str) -> None:
+        """Before the training. Errors: ValueError naming the set, where shards or languages are missing."""
+        try:
+            list_shards(self.shards)
+            check_languages(self.shards, self.languages)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"data.validation.{name}: {error}") from None
 
 
 @dataclass(frozen=True)

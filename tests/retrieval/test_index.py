@@ -261,7 +261,7 @@ def test_output_that_holds_something_else_is_not_replaced(tmp_path: Path, model:
 
 
 def test_model_folder_without_weights(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no pretrained folder"):
+    with pytest.raises(FileNotFoundError, match=r"no \*.safetensors in"):
         ModelSource.of(tmp_path)
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from cclm.data.tokenizer import train_tokenizer
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor
 from cclm.objectives.base import EncodedPair, Objective
+from tests.data.conftest import sentence
 from tests.training.conftest import Config, Run, objective
 
 
@@ -108,9 +111,7 @@ def test_the_bar_and_the_log_show_loss_recall_and_speed(
     assert re.search(r"step 10: own/en/text_to_image/R@10 [\d.]+, own/others/text_to_image/R@10 [\d.]+", caplog.text)
     shown = capsys.readouterr()
     last = (shown.out + shown.err).split("20/20")[-1]
-    assert re.search(
-        r"loss=[\d.]+, own/en/R@10=[\d.]+, own/others/R@10=[\d.]+, data_wait=[\d.]+, samples_per_second=\d", last
-    ), last
+    assert re.search(r"loss=[\d.]+, own/en/R@10=[\d.]+, own/others/R@10=[\d.]+, wait=[\d.]+, samples/s=\d", last), last
 
 
 def test_accumulation_updates_less_often(fit: Run, caplog: pytest.LogCaptureFixture) -> None:
@@ -230,10 +231,30 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(fit: Run, capsys: pyt
         (["--model.network.config.pre_norm", "3"], "network.config.pre_norm is 3; give a value like False"),
         (["--processor.tokenizer", "./nowhere"], "no tokenizer at ./nowhere"),
         (["--ckpt_path", "./nowhere.ckpt"], "nowhere.ckpt"),
-        (["--model.network.pretrained", "./nowhere"], "no pretrained folder at ./nowhere"),
+        (
+            ["--model.network.config", "{}", "--model.network.pretrained", "./nowhere"],
+            "no pretrained folder at ./nowhere",
+        ),
         (["--model.network.backbone_weights", "./nowhere.pth"], "no weight file at nowhere.pth"),
         (["--data.streams.image.batchsize", "3"], "did you mean batch_size?"),
         (["--model.objectives.image.matching.init_args.rows", "3"], "model.objectives cannot be changed in part on"),
+        (
+            ["--data.streams.pictures.batch_size", "3"],
+            "a new entry lacks shards, pairs; give it, or is its name misspelt?",
+        ),
+        (["--data.streams", "[{name: image}]"], "data.streams is a mapping of name to settings"),
+        (["--data.streams.image.pairs.languages", "en"], "data.streams.pairs.languages is en; write a list: [en]"),
+        (["--data.validation", "{own: {shards: nowhere}}"], "data.validation.own: no shard at nowhere"),
+        (["--data.loader.prefetch", "0"], "data.loader.prefetch is 0; give 1 or more"),
+        (["--model.network.config.hidden_size", "0"], "hidden_size is 0; give 1 or more"),
+        (["--model.network.config.dropout", "1.5"], "dropout is 1.5; it is a share"),
+        (["--model.network.pretrained", "."], "brings geometry and weights; set network.config to {}"),
+        (["--model.optimizer.warmup_steps", "-5"], "warmup_steps is -5"),
+        (["--processor.image.image_size", "0"], "image_size is 0"),
+        (["--processor.image.crop_scale", "[1.0, 0.5]"], "crop_scale is (1.0, 0.5)"),
+        (["--processor.max_tokens", "1"], "max_tokens is 1; a text has at least 3"),
+        (["--processor.max_tokens", "400"], "max_tokens is 400, the model holds 38"),
+        (["--ckpt_path", "last"], "no checkpoint at last; leave --ckpt_path out"),
         (["--trainer.max_steps", "-1"], "trainer.max_steps is not set"),
         (["--trainer.accelerator", "tpu"], "trainer: "),
     ],
@@ -275,6 +296,54 @@ def test_a_run_that_diverges_names_the_loss(fit: Run, capsys: pytest.CaptureFixt
         fit(model__optimizer={"lr": 1e38, "warmup_steps": 0, "schedule": "constant"})
     error = capsys.readouterr().err
     assert "stream image: the contrastive loss is nan" in error and "weights are still those before this step" in error
+
+
+def test_an_export_that_cannot_be_written_is_told_first(
+    fit: Run, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    config["trainer"]["callbacks"][0]["init_args"]["folder"] = str(tmp_path / "file" / "model")
+    with pytest.raises(SystemExit):
+        fit()
+    assert "file is no folder that you may write to; choose another" in capsys.readouterr().err
+    assert not (tmp_path / "steps.jsonl").exists()
+
+
+def test_a_model_of_another_tokenizer_is_refused(
+    fit: Run, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train_tokenizer([sentence("fr", n) for n in range(200)], tmp_path / "other", 60)
+    folder = fit()
+    config["model"]["network"] = {"pretrained": str(folder / "model")}
+    config["trainer"]["callbacks"][0]["init_args"]["folder"] = str(tmp_path / "second")
+    with pytest.raises(SystemExit):
+        fit(processor__tokenizer=str(tmp_path / "other"))
+    assert "use the tokenizer that the model was trained with" in capsys.readouterr().err
+    fit()
+    assert (tmp_path / "second" / "model.safetensors").is_file()
+
+
+def test_text_weights_that_fill_nothing_are_refused(fit: Run, capsys: pytest.CaptureFixture) -> None:
+    folder = fit()
+    with pytest.raises(SystemExit):
+        fit(model__network__text_weights=str(folder / "model"))
+    assert "holds no tensor of XLM-R" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("objectives", [{}, {"con.trastive": objective("contrastive", "Contrastive")}])
+def test_objectives_without_a_proper_name_are_refused(
+    fit: Run, capsys: pytest.CaptureFixture, objectives: Config
+) -> None:
+    with pytest.raises(SystemExit):
+        fit(model__objectives={"image": objectives, "text": objectives})
+    assert "cclm: model.objectives" in capsys.readouterr().err
+
+
+def test_the_config_given_stays_as_it_is(fit: Run, tmp_path: Path) -> None:
+    given = (fit() / "config.yaml").read_text()
+    fit()
+    assert (tmp_path / "config.yaml").read_text() == given
+    assert yaml.safe_load((tmp_path / "config_of_run.yaml").read_text())["trainer"]["max_steps"] == 4
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])

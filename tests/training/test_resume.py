@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,14 +69,19 @@ def test_killed_and_resumed(config: Config, tmp_path: Path, workers: int) -> Non
     assert all(resumed[step] == expected[step] for step in resumed)
 
 
-def test_an_interrupted_run_says_so(config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, b"interrupted"), (signal.SIGTERM, 143, b"terminated")]
+)
+def test_a_run_that_is_stopped_says_so(
+    config: Config, tmp_path: Path, number: signal.Signals, status: int, word: bytes
+) -> None:
     log = tmp_path / "steps.jsonl"
     run = start(changed(config, trainer__max_steps=100_000), tmp_path / "config.yaml", stderr=subprocess.PIPE)
     while not log.exists():
         assert run.poll() is None, "the run ended before it could be interrupted"
         time.sleep(0.005)
-    run.send_signal(signal.SIGINT)
-    assert run.communicate()[1].splitlines()[-1] == b"cclm: interrupted" and run.returncode == 130
+    run.send_signal(number)
+    assert run.communicate()[1].splitlines()[-1] == b"cclm: " + word and run.returncode == status
     assert not (tmp_path / "model").exists()
 
 
@@ -100,10 +106,37 @@ def complaint(fit: Run, capsys: pytest.CaptureFixture, checkpoint: Path, **chang
 
 def test_a_damaged_checkpoint_is_one_line(fit: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     bad = tmp_path / "bad.ckpt"
+    bad.touch()
+    assert "bad.ckpt is not a checkpoint of `cclm fit`" in complaint(fit, capsys, bad)
     bad.write_bytes(b"PK\x03\x04 not all of it")
     assert "bad.ckpt is not a checkpoint of `cclm fit`" in complaint(fit, capsys, bad)
     torch.save({"a": 1}, bad)
     assert "it lacks batches_seen, pytorch-lightning_version, state_dict" in complaint(fit, capsys, bad)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda stored: stored.pop("optimizer_states"), "the checkpoint lacks optimizer_states"),
+        (lambda stored: stored.pop("PairDataModule"), "the checkpoint lacks PairDataModule"),
+        (lambda stored: stored["PairDataModule"].pop("world_size"), "data position is damaged"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_one_line(
+    fit: Run, capsys: pytest.CaptureFixture, damage: Callable[[dict], object], message: str
+) -> None:
+    (checkpoint,) = fit(trainer__enable_checkpointing=True).glob("checkpoints/*.ckpt")
+    stored = torch.load(checkpoint, weights_only=True)
+    damage(stored)
+    torch.save(stored, checkpoint)
+    assert message in complaint(fit, capsys, checkpoint, trainer__max_steps=8)
+
+
+def test_resuming_with_shards_of_another_form_is_one_line(fit: Run, data: Path, capsys: pytest.CaptureFixture) -> None:
+    (checkpoint,) = fit(trainer__enable_checkpointing=True).glob("checkpoints/*.ckpt")
+    mixed = {str(data / "photos"): 1.0}
+    line = complaint(fit, capsys, checkpoint, trainer__max_steps=8, data__streams__image__shards=mixed)
+    assert "stream image: the saved data position is not of such shards" in line
 
 
 def test_a_checkpoint_of_another_network_is_one_line(fit: Run, capsys: pytest.CaptureFixture) -> None:
