@@ -93,6 +93,15 @@ def test_what_is_no_dataset_is_never_replaced(table: Path, tmp_path: Path) -> No
     assert table.exists() and (index / "index.faiss").exists()
 
 
+@pytest.mark.parametrize("split", ["", ".", "../victim", "a/b"])
+def test_a_split_never_leaves_the_output(table: Path, tmp_path: Path, split: str) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="is no name; use letters, digits, - and _"):
+        build("parallel_text", table, tmp_path / "out", {"split": split})
+    assert (tmp_path / "victim" / "thesis.txt").is_file() and not (tmp_path / "out").exists()
+
+
 def test_a_failed_build_leaves_what_stood(table: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     build("parallel_text", table, output)
