@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
-    {"types", "storage"},
+    {"types", "storage", "errors"},
     {"models", "data", "retrieval"},
     {"objectives", "evaluation", "pivot"},
     {"training"},

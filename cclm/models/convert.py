@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from cclm.errors import first_line
 from cclm.models.model import CCLMModel
 
 # XLM-R's names inside one layer -> ours.
@@ -60,17 +61,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = _packaged(str(path)[len("package:") :]) if str(path).startswith("package:") else Path(path)
     if not path.is_file():
         raise ValueError(f"no weight file at {path}; give a .safetensors or torch file, or package:NAME")
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(
             f"{path} is not a plain weight file ({reason}); export its state_dict as safetensors"
         ) from None
-    stored = stored.get("model", stored.get("state_dict", stored))
-    if not all(isinstance(value, Tensor) for value in stored.values()):
+    if isinstance(stored, dict):
+        stored = stored.get("model", stored.get("state_dict", stored))
+    if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise ValueError(f"{path} holds more than tensors; export its state_dict as safetensors")
     return stored
 

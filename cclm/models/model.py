@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from cclm.errors import first_line
 from cclm.models.heads import MaskedLMHead, MatchHead, Projection
 from cclm.models.layers import Dropout, Embeddings, Layout, Stack, Vocabulary
 from cclm.models.names import is_here, model_type, quiet
@@ -264,7 +265,7 @@ class CCLMModel(PreTrainedModel):
                     folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
                 )
         except (SafetensorError, RuntimeError, TypeError, LookupError, AttributeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"{folder}: config or weights are damaged ({reason}); export the model again") from error
         for problem in _PROBLEMS:
             if names := sorted(map(str, report.get(problem) or ())):

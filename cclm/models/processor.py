@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as VF
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin
 
+from cclm.errors import first_line
 from cclm.models.names import is_here, quiet
 from cclm.storage import whole_file
 from cclm.types import TextInput
@@ -174,7 +175,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # damaged files raise whatever the reading of them does
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"no tokenizer at {name} ({reason}); train one with `cclm data tokenizer`") from None
     if tokenizer.pad_token_id is None:
         raise ValueError(f"the tokenizer at {name} has no padding token; train one with `cclm data tokenizer`")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 from torch import Tensor
 
+from cclm.errors import first_line
 from cclm.retrieval.store import (
     INDEX_FILE,
     MANIFEST_FILE,
@@ -250,7 +251,7 @@ def _read(path: Path) -> faiss.Index:
         faiss.set_deserialization_loop_limit(max(1024, size // 8))  # a list takes 8 bytes in the file at the least
         return faiss.read_index(str(path))
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise ValueError(f"{path} is no readable FAISS index ({reason}); {REBUILD}") from error
     finally:
         for name, value in before.items():

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from cclm.data.loader import StepBatch
+from cclm.errors import first_line
 from cclm.models.model import CCLMConfig
 from cclm.models.names import model_type
 from cclm.storage import check_replaceable, whole_file, whole_folder
@@ -55,7 +56,9 @@ def _short(name: str) -> str:
 
 
 def _shown(value: float) -> int | str:
-    return round(value) if value >= 100 else f"{value:.3f}"  # Lightning would fill up to five characters with zeros
+    if value.is_integer() or 100 <= value < float("inf"):
+        return round(value)
+    return f"{value:.3f}"  # fewer digits Lightning would fill up with zeros
 
 
 class Speed(pl.Callback):
@@ -149,7 +152,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             missing = {"state_dict", "batches_seen", "pytorch-lightning_version"} - set(stored)
             reason = f"it lacks {', '.join(sorted(missing))}" if missing else ""
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
         if reason:
             raise ValueError(f"{path} is not a checkpoint of `cclm fit` ({reason}); use an earlier one")
         return stored

@@ -18,6 +18,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from transformers.utils.logging import disable_progress_bar
 
+from cclm.errors import first_line
 from cclm.storage import whole_file
 from cclm.training.callbacks import Bar, Position, Speed, WholeCheckpoints
 from cclm.training.datamodule import PairDataModule
@@ -109,7 +110,7 @@ def run(arguments: list[str]) -> None:
     try:
         _start(arguments)
     except (MisconfigurationException, ModuleNotFoundError) as error:
-        raise ValueError(f"trainer: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"trainer: {first_line(error)}") from error
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes a status 1 of it, as of a failure
             raise stop.__context__ from None
@@ -154,11 +155,10 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
     if new := re.search(r'Parser key "(data\.\w+)": .*?arguments are required: ([\w, ]+?)(?: - |$)', text):
         return f"{new[1]}: a new entry lacks {new[2]}; give it, or is its name misspelt?"
     # Told first of the innermost key alone, then passed outwards.
-    if single := re.search(
-        r"(?:Does not .*Expected a <class 'list'>.*Given value:|[\w.]+ is) ([\w-]+)(?:$|; write a)", text
-    ):
-        keys = [*re.findall(_KEY, text), *re.findall(r"([\w.]+) is [\w-]+; write a", text)]
-        return f"{'.'.join(keys)} is {single[1]}; write a list: [{single[1]}]"
+    if single := re.search(r"(?:([\w.]+) is ([\w-]+); write a list|<class 'list'>.*Given value: ([\w-]+)$)", text):
+        value = single[2] or single[3]
+        keys = ".".join(filter(None, (*re.findall(_KEY, text), single[1])))
+        return f"{keys} is {value}; write a list: [{value}]"
     if group := re.search(r'Parser key "(data\.\w+)": .*(?:Expected a (?:dot import|<class .dict)|NestedArg)', text):
         return f"{group[1]} is a mapping of name to settings, as in configs/pretrain/photos.yaml; give it whole"
     if unknown := _UNKNOWN.search(text):

@@ -41,7 +41,7 @@ class LoaderSettings:
     versions: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 0), ("prefetch", 1), ("versions", 1), ("steps_per_epoch", 1)):
+        for name, least in (("workers", 0), ("prefetch", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.loader.{name} is {getattr(self, name)}; give {least} or more")
 

@@ -122,11 +122,11 @@ class CrossViewSystem(pl.LightningModule):
 
     def validation_step(self, task: RetrievalTask, index: int) -> None:
         metrics = task.evaluate(self.model, self.processor)
+        shown = {name: value for name, value in metrics.items() if name.endswith(SHOWN)}
         for name, value in metrics.items():
-            shown = name.endswith(SHOWN)
-            self.log(f"eval/{name}", value, prog_bar=shown, batch_size=1, add_dataloader_idx=False)
+            self.log(f"eval/{name}", value, prog_bar=name in shown, batch_size=1, add_dataloader_idx=False)
         if self.trainer.state.fn == TrainerFn.FITTING:  # the other verbs end in a table
-            told = ", ".join(f"{name} {value:.1f}" for name, value in metrics.items() if name.endswith(SHOWN))
+            told = ", ".join(f"{name} {value:.1f}" for name, value in shown.items())
             _log.info("step %d: %s", self.global_step, told)
 
     test_step = validation_step

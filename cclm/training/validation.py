@@ -37,7 +37,7 @@ class RetrievalSet:
             list_shards(self.shards)
             check_languages(self.shards, self.languages)
         except (ValueError, OSError) as error:
-            raise ValueError(f"data.validation.{name}: {error}") from None
+            raise ValueError(f"validation set {name}: {error}") from None
 
 
 @dataclass(frozen=True)

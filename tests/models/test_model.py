@@ -306,6 +306,12 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a plain weight file"):
         read_weights(tmp_path / "weights.th")
     assert not (tmp_path / "sprung").exists()
+    torch.save([1], tmp_path / "list.th")
+    with pytest.raises(ValueError, match="list.th holds more than tensors"):
+        read_weights(tmp_path / "list.th")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10")
+    with pytest.raises(ValueError, match="cut.safetensors is not a plain weight file"):
+        read_weights(tmp_path / "cut.safetensors")
 
 
 def test_dropout_keeps_the_mean_and_its_rate() -> None:

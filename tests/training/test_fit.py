@@ -244,7 +244,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(fit: Run, capsys: pyt
         ),
         (["--data.streams", "[{name: image}]"], "data.streams is a mapping of name to settings"),
         (["--data.streams.image.pairs.languages", "en"], "data.streams.pairs.languages is en; write a list: [en]"),
-        (["--data.validation", "{own: {shards: nowhere}}"], "data.validation.own: no shard at nowhere"),
+        (["--data.validation", "{own: {shards: nowhere}}"], "validation set own: no shard at nowhere"),
         (["--data.loader.prefetch", "0"], "data.loader.prefetch is 0; give 1 or more"),
         (["--model.network.config.hidden_size", "0"], "hidden_size is 0; give 1 or more"),
         (["--model.network.config.dropout", "1.5"], "dropout is 1.5; it is a share"),
