@@ -8,10 +8,12 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
+from omegaconf import OmegaConf
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -117,7 +119,22 @@ def run(arguments: list[str]) -> None:
         raise
 
 
+def _check_configs(arguments: list[str]) -> None:
+    """Errors: ValueError naming a config that is missing, no YAML or empty, which the parser would not name."""
+    after = [value for flag, value in pairwise(arguments) if flag in ("-c", "--config")]
+    for name in (*after, *(value.partition("=")[2] for value in arguments if value.startswith(("-c=", "--config=")))):
+        if not Path(name).is_file():
+            raise ValueError(f"no config at {name}; those that come with cclm are in configs/")
+        try:
+            content = OmegaConf.load(name)
+        except Exception as error:  # whatever the reading of YAML raises
+            raise ValueError(f"config {name} is no YAML ({' '.join(str(error).split())}); mend it") from None
+        if not OmegaConf.is_dict(content) or not content:
+            raise ValueError(f"config {name} is empty or holds no keys; those that come with cclm are in configs/")
+
+
 def _start(arguments: list[str]) -> None:
+    _check_configs(arguments)
     TrainingCLI(
         CrossViewSystem,
         PairDataModule,
@@ -143,8 +160,6 @@ def _check_streams(system: CrossViewSystem, data: PairDataModule) -> None:
 
 def _one_line(message: str, parser: ArgumentParser) -> str:
     text = " ".join(message.split())
-    if missing := re.search(r'Parser key "config": .*File does not exist: (.+)', text):
-        return f"no config at {missing[1]}; those that come with cclm are in configs/"
     if re.search(r'Parser key "model.objectives": Expected a dot import path string', text):  # no dict inside a dict
         return (
             "model.objectives cannot be changed in part on the command line; write all of it in a second --config file"

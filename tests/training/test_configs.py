@@ -246,3 +246,26 @@ def test_a_wrong_key_in_a_file_is_one_line(
     assert stop.value.code == 2 and len(error) == 1
     assert error[0].startswith("cclm: ") and f"config key {message}" in error[0]
     assert len(place) < 3 or error[0].startswith(f"cclm: in {'.'.join(str(key) for key in place[:2])}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no config at {}; those that come with cclm"),
+        (b"", "config {} is empty or holds no keys"),
+        (b"- trainer", "config {} is empty or holds no keys"),
+        (b"trainer: [", "config {} is no YAML (while parsing"),
+        (b"\xff\xfe", "config {} is no YAML ('utf-8' codec"),
+    ],
+)
+@pytest.mark.parametrize("given", [["--config", "{}"], ["--config={}"], ["-c={}"]], ids=" ".join)
+def test_a_config_that_is_not_whole_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, content: bytes | None, message: str, given: list[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *(part.format(file) for part in given)])
+    error = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(error) == 1 and error[0].startswith("cclm: " + message.format(file))
