@@ -59,6 +59,13 @@ class View(TensorData):
 
 
 @dataclass(frozen=True)
+class RegionView(View):
+    """Parts of images, as several texts are about them: all patches of the image, those of the part unmasked."""
+
+    whole: View  # the same images, each beside its text, with every patch unmasked
+
+
+@dataclass(frozen=True)
 class Memory(TensorData):
     """A view as the fusion layers read it: keys and values projected once, reused by every objective."""
 
@@ -72,6 +79,10 @@ class Encoder(Protocol):
     """What an input needs from a model to become a view."""
 
     def encode_image(self, pixel_values: Tensor) -> View: ...
+
+    def encode_images(self, pixel_values: Tensor) -> View: ...
+
+    def encode_regions(self, pixel_values: Tensor, image: Tensor, boxes: Tensor) -> RegionView: ...
 
     def encode_image_states(self, states: Tensor) -> View: ...
 
@@ -89,6 +100,35 @@ class ImageInput(TensorData):
 
     def __len__(self) -> int:
         return len(self.pixel_values)
+
+
+@dataclass(frozen=True)
+class ImagesInput(TensorData):
+    """Several images for each text, as NLVR2 and MaRVL have two."""
+
+    pixel_values: Tensor  # (B, N, 3, H, W)
+
+    def encode(self, model: Encoder) -> View:
+        return model.encode_images(self.pixel_values)
+
+    def __len__(self) -> int:
+        return len(self.pixel_values)
+
+
+@dataclass(frozen=True)
+class RegionInput(TensorData):
+    """Parts of images. Several texts are about one image, which is encoded once."""
+
+    pixel_values: Tensor  # (I, 3, H, W)
+    image: Tensor  # (B,) int64: which of the images each text is about
+    boxes: Tensor  # (B, 4) the part: x and y of its centre, width, height, as shares of the image
+    whole: Tensor  # (B,) bool: the text is about all of the image, and no box is to be learned from it
+
+    def encode(self, model: Encoder) -> RegionView:
+        return model.encode_regions(self.pixel_values, self.image, self.boxes)
+
+    def __len__(self) -> int:
+        return len(self.image)
 
 
 @dataclass(frozen=True)
@@ -119,29 +159,73 @@ class TextInput(TensorData):
 
 
 @dataclass(frozen=True)
+class Labels(TensorData):
+    """What is said of the pairs of a batch: R labels, each of one pair; a pair may have several, with weights."""
+
+    names: tuple[str, ...]  # R of them
+    text: TextInput  # (R, T) the same as tokens, for a head that spells its answer
+    owner: Tensor  # (R,) int64: the pair
+    weight: Tensor  # (R,) float32
+
+
+@dataclass(frozen=True)
 class PairBatch(TensorData):
     """A batch of pairs from one stream: the target (text) is read in the light of the context (anything)."""
 
     stream: str
-    context: ImageInput | StatesInput | TextInput
+    context: ImageInput | ImagesInput | RegionInput | StatesInput | TextInput
     target: TextInput
     keys: tuple[str, ...] = ()  # record keys, for logs and resume tests
+    ids: Tensor | None = None  # (B,) int64: equal for pairs of one record, on every rank
+    labels: Labels | None = None  # where the records hold statements
 
     def __len__(self) -> int:
         return len(self.target)
 
 
 @dataclass(frozen=True)
+class Statement:
+    """A text about the image (or images) of a record, and what is said of it: a label, or the answers to it."""
+
+    texts: dict[str, str]  # language -> the statement or question
+    labels: dict[str, float]  # label or answer -> weight, most often one of 1.0
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a record's image, with captions of its own."""
+
+    box: tuple[float, float, float, float]  # left, top, width, height in pixels
+    captions: dict[str, list[str]]  # language -> captions of the part
+    attributes: dict[str, list[str]] = field(default_factory=dict)  # language -> words such as "red"
+
+
+@dataclass(frozen=True)
 class Record:
     """One stored sample.
 
-    An image record has `image` and `captions`, perhaps `parallel`; a text record has `parallel` only.
+    An image record has `image` and `captions`, `statements` or `regions`, perhaps `parallel`; a text record has
+    `parallel` only.
     """
 
     key: str
     image: bytes | None = None  # an encoded jpg, png or webp file
     captions: dict[str, list[str]] = field(default_factory=dict)  # language -> captions of the image
     parallel: dict[str, str] = field(default_factory=dict)  # language -> the same sentence
+    others: tuple[bytes, ...] = ()  # further images, where statements are about several
+    statements: tuple[Statement, ...] = ()
+    regions: tuple[Region, ...] = ()
+    size: tuple[int, int] | None = None  # width and height of the image in pixels; needed with regions
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of an image that one text is about, once a crop has been drawn."""
+
+    crop: tuple[float, float, float, float]  # left, top, width, height in pixels of the stored image
+    flip: bool  # left and right change places after the crop
+    box: tuple[float, float, float, float]  # x and y of the centre, width, height, as shares of the result
+    whole: bool  # the text is about all of it
 
 
 @dataclass(frozen=True)
@@ -152,3 +236,5 @@ class Pair:
     context: str | bytes
     target: str
     languages: tuple[str | None, str]  # of context (None: an image) and target
+    labels: dict[str, float] = field(default_factory=dict)  # of a statement
+    part: Part | None = None  # of a region
