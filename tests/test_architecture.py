@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"types", "storage", "errors"},
+    {"images"},
     {"models", "data", "retrieval"},
     {"objectives", "evaluation", "pivot"},
     {"training"},

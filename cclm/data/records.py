@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cclm.errors import SampleError
 from cclm.types import Record
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp"})
@@ -21,14 +22,6 @@ SAMPLE_BYTES = 96 * 2**20  # all members of one sample
 
 _KEY = re.compile(r"[^./#\s][^.#\s]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z0-9]{2,8})*")
-
-
-class SampleError(ValueError):
-    """A sample that is left out. `reason` is what is counted: few distinct strings, no keys in it."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def image_suffix(image: bytes) -> str | None:

@@ -1,0 +1,49 @@
+"""Opening images from untrusted bytes: header first, three formats, a pixel cap; jpegs decoded near the used size."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+from cclm.errors import SampleError
+
+PIXELS = 64_000_000  # decoded cap; a PNG of a few kB can claim far more
+FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+def _open(data: bytes) -> Image.Image:
+    """A lazily opened image whose header has been checked. Errors: SampleError."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise SampleError(f"image over {PIXELS // 1_000_000} megapixels") from error
+    except Exception as error:  # PIL raises a dozen types on broken bytes: OSError, SyntaxError, struct.error, ..
+        raise SampleError("image not readable") from error
+    if image.width * image.height > PIXELS:
+        raise SampleError(f"image over {PIXELS // 1_000_000} megapixels")
+    return image
+
+
+def check_header(data: bytes) -> tuple[int, int]:
+    """(width, height) by the header alone. Errors: SampleError."""
+    return _open(data).size
+
+
+def open_image(data: bytes, size: int | None = None) -> Image.Image:
+    """The decoded RGB image; a jpeg larger than `size` is decoded at 1/2, 1/4 or 1/8 but never below `size` on a side.
+
+    The colour of transparent pixels is laid on white. Errors: SampleError.
+    """
+    image = _open(data)
+    try:
+        if size is not None and image.format == "JPEG":
+            image.draft("RGB", (size, size))
+        image.load()
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except Exception as error:
+        raise SampleError("image not readable") from error
