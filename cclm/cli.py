@@ -158,7 +158,7 @@ def _data_tokenizer(given: Namespace) -> None:
 
 
 def _retrieval_options(parser: ArgumentParser) -> None:
-    from cclm.evaluation.encoding import EncodingOptions
+    from cclm.models.encoding import EncodingOptions
 
     _add_inputs(parser)
     parser.add_argument("--output", type=Path, required=True, help="report.json; the chart goes beside it")
@@ -213,7 +213,8 @@ def _index_options(parser: ArgumentParser) -> None:
 def _index_build(given: Namespace) -> None:
     from cclm.data.images import open_image
     from cclm.data.shards import read_records
-    from cclm.evaluation.encoding import EncodingOptions, image_batches, pixel_views
+    from cclm.evaluation.encoding import pixel_views
+    from cclm.models.encoding import EncodingOptions, image_batches
     from cclm.retrieval.index import build_index
     from cclm.retrieval.store import Entry, ModelSource
 

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from cclm.evaluation import metrics
-from cclm.evaluation.encoding import (
+from cclm.evaluation.encoding import ImageViews, image_identity
+from cclm.evaluation.metrics import Array, Ranks, Relevance, checked_embeddings
+from cclm.evaluation.report import Provenance, Report
+from cclm.models.encoding import (
     EncodedImages,
     EncodedTexts,
     EncodingOptions,
-    ImageViews,
     Matcher,
     Processor,
     encode_images,
     encode_texts,
     match_scores,
 )
-from cclm.evaluation.metrics import Array, Ranks, Relevance, checked_embeddings
-from cclm.evaluation.report import Provenance, Report
 from cclm.types import Encoder, Record
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def evaluate_retrieval(
         raise ValueError(f"rerank is {options.rerank}, but {type(model).__name__} has no matching head; give 0")
     seen: list[Record] = []
     noted = _noted(records, seen)
-    images = encode_images(model, noted, views, options.encoding, keep_states=options.rerank > 0)
+    images = encode_images(model, noted, views, image_identity, options.encoding, keep_states=options.rerank > 0)
     by_language = _texts(seen, options)
     languages = {}
     for language, texts in by_language.items():

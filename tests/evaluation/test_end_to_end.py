@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cclm.data.images import open_image
 from cclm.data.shards import read_records, write_shards
-from cclm.evaluation.encoding import EncodingOptions, encode_texts, image_batches, pixel_views
+from cclm.evaluation.encoding import pixel_views
 from cclm.evaluation.report import Provenance, Report
 from cclm.evaluation.retrieval import RetrievalOptions, evaluate_retrieval
+from cclm.images import open_image
+from cclm.models.encoding import EncodingOptions, encode_texts, image_batches
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor
 from cclm.retrieval.index import ImageIndex, build_index, query_kind

@@ -10,15 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cclm.evaluation.encoding import (
-    EncodingOptions,
-    encode_images,
-    encode_texts,
-    match_scores,
-    pixel_views,
-)
+from cclm.evaluation.encoding import image_identity, pixel_views
 from cclm.evaluation.report import Provenance, Report
 from cclm.evaluation.retrieval import RetrievalOptions, evaluate_retrieval, retrieval_metrics
+from cclm.models.encoding import EncodingOptions, encode_images, encode_texts, match_scores
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor
 from cclm.types import Record, View
@@ -113,7 +108,8 @@ def test_mode_of_the_model_comes_back(model: CCLMModel, processor: CCLMProcessor
 @pytest.fixture(scope="module")
 def encoded(model: CCLMModel, processor: CCLMProcessor, records: list[Record]) -> tuple:
     options = EncodingOptions(image_batch=9, text_batch=8, pair_batch=11)
-    images = encode_images(model, records, pixel_views(model, processor, decode), options, keep_states=True)
+    views = pixel_views(model, processor, decode)
+    images = encode_images(model, records, views, image_identity, options, keep_states=True)
     texts = [text for record in records for text in record.captions["en"]]
     return images, encode_texts(model, processor, texts, options, keep_states=True), texts, options
 
@@ -121,7 +117,7 @@ def encoded(model: CCLMModel, processor: CCLMProcessor, records: list[Record]) -
 def test_match_scores_equal_one_pair_at_a_time(
     model: CCLMModel, processor: CCLMProcessor, records: list[Record], encoded: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cclm.evaluation.encoding.MATCH_IMAGES", 5)
+    monkeypatch.setattr("cclm.models.encoding.MATCH_IMAGES", 5)
     images, texts, strings, options = encoded
     generator = torch.Generator().manual_seed(0)
     pairs = torch.stack(

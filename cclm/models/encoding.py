@@ -1,0 +1,215 @@
+"""Inputs -> embeddings, and states where the matching head will read them; batched, equal inputs once.
+
+Any dual encoder fits. Shapes: N images, T texts, L tokens or patches, D width, E embedding, P (image, text) pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from itertools import islice, pairwise
+from typing import Literal, Protocol, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from cclm.types import Encoder, Memory, TextInput, View
+
+# Images whose keys and values stand in memory at once while pairs are matched: 12 layers of 1024 x 145 patches each
+# take 14 MB per image.
+MATCH_IMAGES = 32
+
+Item = TypeVar("Item")
+
+
+class Processor(Protocol):
+    """What turns raw inputs into tensors, as the model was trained."""
+
+    def images(self, images: list[Image.Image]) -> Tensor: ...
+
+    def texts(self, texts: list[str], max_tokens: int | None = None) -> TextInput: ...
+
+
+class Matcher(Encoder, Protocol):
+    """An encoder that can also judge a pair: needed for reranking only."""
+
+    def project(self, context: View) -> Memory: ...
+
+    def fuse(self, target: View, context: View | Memory) -> Tensor: ...
+
+    def match_logits(self, fused: Tensor) -> Tensor: ...
+
+    def scale(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class EncodingOptions:
+    """How inputs are encoded. `precision` other than float32 is autocast; embeddings are stored as float32."""
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    image_batch: int = 64
+    text_batch: int = 256
+    pair_batch: int = 256
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image_batch", "text_batch", "pair_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.precision not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"precision is {self.precision!r}; choose float32, bfloat16 or float16")
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images in the order read; equal files are encoded once, so that they tie exactly."""
+
+    distinct: View  # N' images; states and mask have L = 0 where they are not kept
+    rows: Tensor  # (N,) int64: where each image is among the distinct ones
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(N, E) float32."""
+        return self.distinct.embedding[self.rows]
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Texts in the order given; equal texts are encoded once, so that they tie exactly."""
+
+    distinct: Tensor  # (T', E) float32
+    rows: Tensor  # (T,) int64: where each text is among the distinct ones
+    states: list[Tensor] = field(default_factory=list)  # T' of (L, D), without padding, where they are kept
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(T, E) float32."""
+        return self.distinct[self.rows]
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
+    """Tuples of `size` items, the last one perhaps shorter."""
+    iterator = iter(items)
+    while batch := tuple(islice(iterator, size)):
+        yield batch
+
+
+@contextmanager
+def inference(model: nn.Module, options: EncodingOptions) -> Iterator[torch.device]:
+    """Yield the model's device with dropout off, gradients off and autocast as asked; the former mode comes back."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast(
+                device.type,
+                dtype=getattr(torch, options.precision) if options.precision != "float32" else None,
+                enabled=options.precision != "float32",
+            ),
+        ):
+            yield device
+    finally:
+        model.train(training)
+
+
+def image_batches(
+    model: Encoder, items: Iterable[Item], views: Callable[[tuple[Item, ...]], View], options: EncodingOptions
+) -> Iterator[tuple[tuple[Item, ...], View]]:
+    """Yield (items, view of their images) batch after batch; an item is whatever `views` makes a view of."""
+    for batch in batches(items, options.image_batch):
+        with inference(model, options):
+            view = views(batch)
+        yield batch, view
+
+
+def encode_images(
+    model: Encoder,
+    items: Iterable[Item],
+    views: Callable[[tuple[Item, ...]], View],
+    key: Callable[[Item], Hashable],
+    options: EncodingOptions,
+    keep_states: bool = False,
+) -> EncodedImages:
+    """Encode images in one pass, those of equal `key` once. Errors: what `views` raises; ValueError for no items."""
+    places: dict[Hashable, int] = {}
+    rows: list[int] = []
+
+    def first_seen() -> Iterator[Item]:
+        for item in items:
+            own = key(item)
+            known = own in places
+            rows.append(places.setdefault(own, len(places)))
+            if not known:
+                yield item
+
+    parts = []
+    for _, view in image_batches(model, first_seen(), views, options):
+        length = view.states.shape[1] if keep_states else 0
+        parts.append(View(view.states[:, :length].cpu(), view.mask[:, :length].cpu(), view.embedding.float().cpu()))
+    if not parts:
+        raise ValueError("no image to encode: the data is empty, or nothing in it whole; `cclm data check` it")
+    distinct = View(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(View)))
+    return EncodedImages(distinct, torch.tensor(rows))
+
+
+def encode_texts(
+    model: Encoder,
+    processor: Processor,
+    texts: list[str],
+    options: EncodingOptions,
+    keep_states: bool = False,
+    shown: Callable[[list[tuple[str, ...]]], Iterable[tuple[str, ...]]] = iter,
+) -> EncodedTexts:
+    """Encode texts in batches of similar length, so that little is padding; `shown` watches the batches go by."""
+    distinct = sorted(set(texts), key=lambda text: (len(text), text))
+    embeddings, states = [], []
+    for batch in shown(list(batches(distinct, options.text_batch))):
+        with inference(model, options) as device:
+            tokens = processor.texts(list(batch), options.max_tokens).to(device)
+            view = model.encode_text(tokens.input_ids, tokens.attention_mask)
+            embeddings.append(view.embedding.float().cpu())
+            if keep_states:
+                states += [row[mask].cpu() for row, mask in zip(view.states, view.mask, strict=True)]
+    places = {text: row for row, text in enumerate(distinct)}
+    return EncodedTexts(torch.cat(embeddings), torch.tensor([places[text] for text in texts]), states)
+
+
+def match_scores(
+    model: Matcher, images: EncodedImages, texts: EncodedTexts, pairs: Tensor, options: EncodingOptions
+) -> Tensor:
+    """Log-odds of a match for pairs (P, 2) of (image row, text row) -> (P,) float32.
+
+    Log-odds, not the probability: that saturates at 1 and would tie the best candidates. An image's keys and values
+    are projected once, for all the texts it is paired with; equal pairs are matched once.
+    """
+    assert images.distinct.states.shape[1] and texts.states
+    pairs = torch.stack([images.rows[pairs[:, 0]], texts.rows[pairs[:, 1]]], dim=1)
+    pairs, inverse = torch.unique(pairs, dim=0, return_inverse=True)
+    lengths = torch.tensor([len(states) for states in texts.states])
+    chunk = pairs[:, 0] // MATCH_IMAGES
+    order = torch.argsort(chunk * (int(lengths.max()) + 1) + lengths[pairs[:, 1]])  # by chunk, then by length
+    scores = torch.empty(len(pairs))
+    starts = [0, *(chunk[order].diff().nonzero().flatten() + 1).tolist(), len(pairs)]
+    with inference(model, options) as device:
+        for start, stop in pairwise(starts):
+            rows, local = torch.unique(pairs[order[start:stop], 0], return_inverse=True)
+            memory = model.project(images.distinct.select(rows).to(device))
+            for left in range(start, stop, options.pair_batch):
+                chosen = order[left : min(left + options.pair_batch, stop)]
+                target = _padded(texts, pairs[chosen, 1]).to(device)
+                sources = local[left - start : left - start + len(chosen)].to(device)
+                logits = model.match_logits(model.fuse(target, memory.select(sources))).float()  # (P, 2)
+                scores[chosen] = (logits[:, 1] - logits[:, 0]).cpu()
+    return scores[inverse]
+
+
+def _padded(texts: EncodedTexts, rows: Tensor) -> View:
+    states = [texts.states[row] for row in rows.tolist()]
+    lengths = torch.tensor([len(state) for state in states])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (P, L)
+    return View(pad_sequence(states, batch_first=True), mask, texts.distinct[rows])
