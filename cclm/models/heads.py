@@ -1,12 +1,16 @@
-"""Heads: states -> embedding, match logits, vocabulary.
+"""Heads: states -> embedding, match logits, vocabulary, answers.
 
-Shapes: B pairs, M masked positions, D width, E embedding, V vocabulary.
+Shapes: B pairs, M masked positions, R answers of T tokens, S states of the context, D width, E embedding, V vocabulary.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cclm.models.layers import Embeddings, Layout, Stack, Vocabulary
+from cclm.types import TextInput
 
 
 class Projection(nn.Linear):
@@ -24,18 +28,48 @@ class MatchHead(nn.Sequential):
         super().__init__(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, classes))
 
 
-class MaskedLMHead(nn.Module):
-    """States -> vocabulary. `hidden` and `decoder` are apart so that a loss can fuse the wide product with itself."""
+class Transform(nn.Module):
+    """What stands between the last states and the product with the vocabulary."""
 
-    def __init__(self, width: int, vocabulary: int, norm_eps: float) -> None:
+    def __init__(self, width: int, norm_eps: float) -> None:
         super().__init__()
         self.dense = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
-        self.decoder = nn.Linear(width, vocabulary)
 
     def hidden(self, states: Tensor) -> Tensor:
         """States (..., D) right before the decoder (..., D)."""
         return self.norm(F.gelu(self.dense(states)))
 
+
+class MaskedLMHead(Transform):
+    """States -> vocabulary. `hidden` and `decoder` are apart so that a loss can fuse the wide product with itself."""
+
+    def __init__(self, width: int, vocabulary: int, norm_eps: float) -> None:
+        super().__init__(width, norm_eps)
+        self.decoder = nn.Linear(width, vocabulary)
+
     def forward(self, states: Tensor) -> Tensor:
         return self.decoder(self.hidden(states))  # (..., V)
+
+
+class AnswerDecoder(nn.Module):
+    """Spells answers token by token in the light of fused states (reference/cclm.md 4.2).
+
+    Its own embeddings serve as its decoder too; every layer reads the context.
+    """
+
+    def __init__(self, layout: Layout, vocabulary: Vocabulary, layers: int) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(layout, vocabulary)
+        self.stack = Stack(layout, layers, cross=True)
+        self.transform = Transform(layout.width, layout.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(vocabulary.size))
+
+    def forward(self, answers: TextInput, states: Tensor, mask: Tensor) -> Tensor:
+        """Logits (R, T, V) of what follows each token of `answers`; they read `states` (R, S, D), `mask` (R, S)."""
+        length = answers.input_ids.shape[1]
+        past = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()  # (T, T)
+        attend = past & answers.attention_mask.bool()[:, None, :]  # (R, T, T)
+        contexts = [(*block.cross_attention.project(states), mask[:, None, None, :]) for block in self.stack.blocks]
+        hidden = self.transform.hidden(self.stack(self.embeddings(answers.input_ids), attend, contexts))  # (R, T, D)
+        return F.linear(hidden, self.embeddings.word.weight, self.bias)

@@ -65,16 +65,19 @@ class Dropout(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention; the keys and values may be projected ahead of time (`project`) and reused."""
+    """Multi-head attention; the keys and values may be projected ahead of time (`project`) and reused.
 
-    def __init__(self, width: int, heads: int, dropout: float, context_width: int | None = None) -> None:
+    `projects=False`: it has no projections of its own and reads what another block's have made.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, projects: bool = True) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"hidden_size {width} does not divide into num_heads {heads}; choose a multiple")
         self.heads, self.dropout = heads, dropout
         self.query = nn.Linear(width, width)
-        self.key = nn.Linear(context_width or width, width)
-        self.value = nn.Linear(context_width or width, width)
+        self.key = nn.Linear(width, width) if projects else None
+        self.value = nn.Linear(width, width) if projects else None
         self.out = nn.Linear(width, width)
 
     def _split(self, states: Tensor) -> Tensor:
@@ -102,13 +105,13 @@ class Block(nn.Module):
     models from scratch learn several times faster. A stack of pre-norm blocks ends in a norm of its own.
     """
 
-    def __init__(self, layout: Layout, cross: bool) -> None:
+    def __init__(self, layout: Layout, cross: bool, projects: bool = True) -> None:
         super().__init__()
         width, eps = layout.width, layout.norm_eps
         self.pre_norm = layout.pre_norm
         self.attention = Attention(width, layout.heads, layout.attention_dropout)
         self.attention_norm = nn.LayerNorm(width, eps=eps)
-        self.cross_attention = Attention(width, layout.heads, layout.attention_dropout) if cross else None
+        self.cross_attention = Attention(width, layout.heads, layout.attention_dropout, projects) if cross else None
         self.cross_attention_norm = nn.LayerNorm(width, eps=eps) if cross else None
         self.expand = nn.Linear(width, layout.intermediate)
         self.contract = nn.Linear(layout.intermediate, width)
@@ -134,17 +137,23 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks in a row, with the closing norm that pre-norm blocks need."""
+    """Blocks in a row, with the closing norm that pre-norm blocks need.
 
-    def __init__(self, layout: Layout, layers: int, cross: bool) -> None:
+    `interleaved` n: each layer is n blocks, of which only the first projects keys and values of a context.
+    """
+
+    def __init__(self, layout: Layout, layers: int, cross: bool, interleaved: int = 1) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(layout, cross) for _ in range(layers))
+        count = layers * interleaved
+        self.blocks = nn.ModuleList(Block(layout, cross, index % interleaved == 0) for index in range(count))
         self.norm = nn.LayerNorm(layout.width, eps=layout.norm_eps) if layout.pre_norm else nn.Identity()
         self.checkpointing = False
 
     def forward(self, states: Tensor, mask: Tensor | None, contexts: list[ProjectedContext] | None = None) -> Tensor:
-        """`states` (B, L, D), `mask` (B, L) bool or None; one projected context per block, or none at all."""
-        attend = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, L)
+        """`states` (B, L, D), `mask` (B, L) or (B, L, L) bool or None; a context per block, or none at all."""
+        attend = None
+        if mask is not None:
+            attend = mask[:, None] if mask.dim() == 3 else mask[:, None, None, :]  # (B, 1, L or 1, L)
         for index, block in enumerate(self.blocks):
             context = None if contexts is None else contexts[index]
             if self.checkpointing and self.training:

@@ -1,8 +1,9 @@
-"""The model: two encoders, one fusion transformer, three heads. Read this first.
+"""The model: two encoders, one fusion transformer, its heads. Read this first.
 
 An image or a text becomes a `View` (`encode_image`, `encode_text`); a target text is read in the light of another
 view (`fuse`), and nothing in there depends on what kind of view that is.
-Shapes: B pairs, L tokens or patches, D width, E embedding, V vocabulary, M masked positions, W backbone width.
+Shapes: B pairs, L tokens or patches, D width, E embedding, V vocabulary, M masked positions, W backbone width,
+I images, N images per text, R answers of T tokens.
 """
 
 from __future__ import annotations
@@ -12,90 +13,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub.dataclasses import strict
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from cclm.errors import first_line
-from cclm.models.heads import MaskedLMHead, MatchHead, Projection
-from cclm.models.layers import Dropout, Embeddings, Layout, Stack, Vocabulary
+from cclm.models.config import CCLMConfig
+from cclm.models.heads import AnswerDecoder, MaskedLMHead, MatchHead, Projection
+from cclm.models.layers import Dropout, Embeddings, Stack
 from cclm.models.names import is_here, model_type, quiet
 from cclm.models.vision import ImageEncoder
-from cclm.types import Memory, View
-
-
-@strict
-class CCLMConfig(PreTrainedConfig):
-    """Geometry of a model. The defaults are XLM-R base beside a ViT-B/16.
-
-    Both released families are settings of it: CCLM-3M/4M has 6 text + 6 fusion layers cut from one stack,
-    `position_offset=0` and a tied decoder; CCLM-X2VLM a whole XLM-R and a separate fusion stack with
-    `fusion_norm_eps=1e-12`, `position_offset=2`, `tie_word_embeddings=False` (reference/cclm.md 1).
-    """
-
-    model_type = "cclm"
-
-    vocab_size: int = 250002
-    hidden_size: int = 768
-    text_layers: int = 12
-    fusion_layers: int = 6
-    num_heads: int = 12
-    intermediate_size: int = 3072
-    embedding_size: int = 256
-    max_positions: int = 514
-    position_offset: int = 2
-    pad_token_id: int | None = 1
-    mask_token_id: int | None = None  # None: the last id, where XLM-R and our tokenizers put it
-    dropout: float | int = 0.1
-    attention_dropout: float | int = 0.1
-    patch_dropout: float | int = 0.0  # share of an image's patches that a training step leaves out (FLIP)
-    norm_eps: float = 1e-5
-    fusion_norm_eps: float = 1e-5
-    pre_norm: bool = False
-    pooling: str = "first"  # which text state becomes the embedding: "first", or the "mean" of all
-    fuse_embeddings: bool = False  # matching also reads the product of both embeddings; with pooling "mean"
-    tie_word_embeddings: bool = True
-    initializer_range: float = 0.02
-    temperature: float = 0.07
-    backbone: str = "vit_base_patch16_224"
-    backbone_options: dict[str, Any] | None = None
-    image_size: int = 224
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        for name in ("vocab_size", "hidden_size", "num_heads", "intermediate_size", "embedding_size", "max_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
-        for name in ("text_layers", "fusion_layers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, from 0 to below 1")
-        if self.pooling not in ("first", "mean"):
-            raise ValueError(f'pooling is {self.pooling!r}; choose "first" or "mean"')
-        if self.fuse_embeddings and self.pooling == "first":
-            raise ValueError('fuse_embeddings needs pooling "mean": the first fused state is a token\'s own otherwise')
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"patch_dropout is {self.patch_dropout}; it is a share of the patches, from 0 to below 1")
-        if self.mask_token_id is None:
-            self.mask_token_id = self.vocab_size - 1
-
-    def layout(self, norm_eps: float) -> Layout:
-        return Layout(
-            width=self.hidden_size,
-            heads=self.num_heads,
-            intermediate=self.intermediate_size,
-            dropout=float(self.dropout),
-            attention_dropout=float(self.attention_dropout),
-            norm_eps=norm_eps,
-            pre_norm=self.pre_norm,
-        )
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.vocab_size, self.max_positions, self.pad_token_id, self.position_offset)
+from cclm.types import Memory, RegionView, TextInput, View
 
 
 class CCLMModel(PreTrainedModel):
@@ -110,18 +39,30 @@ class CCLMModel(PreTrainedModel):
 
     def __init__(self, config: CCLMConfig) -> None:
         super().__init__(config)
-        width = config.hidden_size
+        width, heads, layout = config.hidden_size, config.heads, config.layout(config.norm_eps)
         self.image_encoder = ImageEncoder(config.backbone, config.image_size, config.backbone_options)
         self.image_adapter = ImageAdapter(self.image_encoder.width, config)
-        self.embeddings = Embeddings(config.layout(config.norm_eps), config.vocabulary)
-        self.text_encoder = Stack(config.layout(config.norm_eps), config.text_layers, cross=False)
-        self.fusion = Stack(config.layout(config.fusion_norm_eps), config.fusion_layers, cross=True)
-        self.image_projection = Projection(width, config.embedding_size)
-        self.text_projection = Projection(width, config.embedding_size)
-        self.match_head = MatchHead(width, 2)
+        self.embeddings = Embeddings(layout, config.vocabulary)
+        self.text_encoder = Stack(layout, config.text_layers, cross=False)
+        fusion_layout = config.layout(config.fusion_norm_eps)
+        self.fusion = Stack(fusion_layout, config.fusion_layers, cross=True, interleaved=config.interleaved)
+        self.image_projection = self.text_projection = self.logit_scale = None
+        if config.embedding_size:
+            self.image_projection = Projection(width, config.embedding_size)
+            self.text_projection = Projection(width, config.embedding_size)
+            self.logit_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
+        self.match_head = MatchHead(width, 2) if "match" in heads else None
         self.embedding_fusion = nn.Linear(config.embedding_size, width) if config.fuse_embeddings else None
-        self.mlm_head = MaskedLMHead(width, config.vocab_size, config.norm_eps)
-        self.logit_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
+        self.mlm_head = MaskedLMHead(width, config.vocab_size, config.norm_eps) if "mlm" in heads else None
+        self.box_head = MatchHead(width, 4) if "box" in heads else None
+        read = width * config.images_per_text // config.interleaved  # several first states where images stay apart
+        self.class_head = MatchHead(read, len(config.labels)) if "classify" in heads else None
+        self.assign_head = nn.Linear(width, 3) if "assign" in heads else None
+        self.answer_decoder = (
+            AnswerDecoder(layout, config.vocabulary, config.answer_layers) if "answer" in heads else None
+        )
+        if self.mlm_head is None:
+            self._tied_weights_keys = {}
         self.post_init()
 
     # -- views -------------------------------------------------------------------------------------------------------
@@ -135,7 +76,11 @@ class CCLMModel(PreTrainedModel):
         states = self._drop_patches(states)
         states = self.image_adapter(states)  # (B, 1 + L, D)
         mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        return View(states, mask, self.image_projection(states[:, 0]))
+        return View(states, mask, self._embed(self.image_projection, states[:, 0]))
+
+    def _embed(self, projection: Projection | None, state: Tensor) -> Tensor:
+        """State (B, D) -> embedding (B, E), of width 0 in a model without projections."""
+        return state.new_zeros(len(state), 0) if projection is None else projection(state)
 
     def _drop_patches(self, states: Tensor) -> Tensor:
         """In training, a random part of the patches, and their mean in the first place: (B, 1 + L', W)."""
@@ -151,11 +96,45 @@ class CCLMModel(PreTrainedModel):
         """Pixels (B, 3, H, W) -> view."""
         return self.encode_image_states(self.image_states(pixel_values))
 
+    def encode_images(self, pixel_values: Tensor) -> View:
+        """Pixels (B, N, 3, H, W) -> view: N images end to end (B, N * (1 + L), D), their mean embedding."""
+        view = self.encode_image(pixel_values.flatten(0, 1))  # (B * N, 1 + L, D)
+        count = pixel_values.shape[1]
+        embedding = F.normalize(view.embedding.unflatten(0, (-1, count)).mean(1), dim=-1)  # (B, E)
+        states, mask = (x.unflatten(0, (-1, count)).flatten(1, 2) for x in (view.states, view.mask))
+        return View(states, mask, embedding)
+
+    def encode_regions(self, pixel_values: Tensor, image: Tensor, boxes: Tensor) -> RegionView:
+        """Pixels (I, 3, H, W), the image of each text (B,) and its part of it (B, 4) -> view of the parts.
+
+        The first state is the mean of the part's patches; the other patches stay, masked (reference/cclm.md 1.1, 2.4).
+        """
+        states = self.image_states(pixel_values)  # (I, 1 + L, W)
+        inside = self.region_patches(boxes, states.shape[1] - 1)  # (B, L)
+        patches = states[image, 1:]  # (B, L, W)
+        share = inside.unsqueeze(-1).to(states.dtype) / inside.sum(1)[:, None, None]  # (B, L, 1)
+        parts = torch.cat([(patches * share).sum(1, keepdim=True), patches], dim=1)  # (B, 1 + L, W)
+        parts = self.image_adapter(parts)  # (B, 1 + L, D)
+        mask = F.pad(inside, (1, 0), value=True)
+        embedding = self._embed(self.image_projection, parts[:, 0])
+        return RegionView(parts, mask, embedding, self.encode_image_states(states).select(image))
+
+    def region_patches(self, boxes: Tensor, count: int) -> Tensor:
+        """The patches, of a square of `count`, that boxes (B, 4) of centre and size as shares touch: (B, L) bool."""
+        side = math.isqrt(count)
+        centre, size = boxes[:, :2], boxes[:, 2:]
+        slack = 1e-4  # of a patch: a box that ends on its border, to float32's precision, does not touch the next
+        start = ((centre - size / 2) * side + slack).floor().clamp(0, side - 1)  # (B, 2) column, row
+        stop = ((centre + size / 2) * side - slack).ceil().maximum(start + 1)
+        cells = torch.arange(side, device=boxes.device)
+        columns, rows = ((cells >= start[:, i, None]) & (cells < stop[:, i, None]) for i in (0, 1))  # (B, side) each
+        return (rows.unsqueeze(2) & columns.unsqueeze(1)).flatten(1)
+
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> View:
         """Token ids (B, L) and their mask (B, L) -> view. Errors: ValueError where L exceeds the position table."""
         mask = attention_mask.bool()
         states = self.text_encoder(self.embeddings(input_ids), mask)  # (B, L, D)
-        return View(states, mask, self.text_projection(self._pool(states, mask)))
+        return View(states, mask, self._embed(self.text_projection, self._pool(states, mask)))
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         if self.config.pooling == "first":
@@ -166,10 +145,17 @@ class CCLMModel(PreTrainedModel):
     # -- fusion ------------------------------------------------------------------------------------------------------
 
     def project(self, context: View) -> Memory:
-        """Keys and values of `context` for every fusion layer, to be read by any number of targets."""
-        projected = [block.cross_attention.project(context.states) for block in self.fusion.blocks]
+        """Keys and values of `context` for every fusion block, to be read by any number of targets.
+
+        Interleaved blocks read the context's images in turn; images being of one size, so are their masks.
+        """
+        count, blocks = self.config.interleaved, self.fusion.blocks
+        parts = context.states.chunk(count, dim=1)
+        projected = [
+            blocks[index - index % count].cross_attention.project(parts[index % count]) for index in range(len(blocks))
+        ]
         keys, values = zip(*projected, strict=True)
-        return Memory(keys, values, context.mask, context.embedding)
+        return Memory(keys, values, context.mask.chunk(count, dim=1)[0], context.embedding)
 
     def fuse(self, target: View, context: View | Memory | None) -> Tensor:
         """The target text (B, L, D) read in the light of the context (B views, any kind) -> fused states (B, L, D).
@@ -196,19 +182,51 @@ class CCLMModel(PreTrainedModel):
 
     def match_logits(self, fused: Tensor) -> Tensor:
         """Fused states (B, L, D) -> (B, 2); class 1 = the target and the context are two views of one thing."""
-        return self.match_head(fused[:, 0])
+        return self._head("match")(fused[:, 0])
+
+    def class_logits(self, target: View, context: View) -> Tensor:
+        """The target read in the light of the context, one image or several -> (B, classes)."""
+        apart = self.config.images_per_text // self.config.interleaved
+        parts = zip(context.states.chunk(apart, dim=1), context.mask.chunk(apart, dim=1), strict=True)
+        first = [self.fuse(target, View(states, mask, context.embedding))[:, 0] for states, mask in parts]
+        return self._head("classify")(torch.cat(first, dim=-1))
+
+    def assign_logits(self, fused: Tensor) -> Tensor:
+        """Fused states (B, L, D) -> (B, 3): the text is about the first of two images, the second, or neither."""
+        return self._head("assign")(fused[:, 0])
+
+    def boxes(self, fused: Tensor) -> Tensor:
+        """Fused states (B, L, D) -> (B, 4): x and y of the centre, width and height, as shares of the image."""
+        return self._head("box")(fused[:, 0]).sigmoid()
+
+    def answer_logits(self, answers: TextInput, question: View) -> Tensor:
+        """Logits (R, T, V) of what follows each token of R answers; `question` holds R fused texts, one for each."""
+        return self._head("answer")(answers, question.states, question.mask)
+
+    def _head(self, name: str) -> nn.Module:
+        """Errors: ValueError where the model was made without it."""
+        head = getattr(self, _HEAD_MODULES[name])
+        if head is None:
+            there = ", ".join(self.config.heads) or "none"
+            raise ValueError(f'the model has no head "{name}" (its heads: {there}); use another model')
+        return head
 
     def mlm_hidden(self, fused: Tensor, positions: Tensor) -> Tensor:
         """Fused states (B, L, D) at `positions` (B, M), right before the decoder -> (B, M, D)."""
         index = positions.unsqueeze(-1).expand(-1, -1, fused.shape[-1])  # (B, M, D)
-        return self.mlm_head.hidden(fused.gather(1, index))
+        return self._head("mlm").hidden(fused.gather(1, index))
 
     def mlm_logits(self, fused: Tensor, positions: Tensor) -> Tensor:
         """Fused states (B, L, D) at `positions` (B, M) -> vocabulary logits (B, M, V)."""
         return self.mlm_head.decoder(self.mlm_hidden(fused, positions))
 
     def scale(self) -> Tensor:
-        """The inverse temperature, held in the reference's range 1/0.5 .. 1/0.001 (Pretrain clamps `temp` likewise)."""
+        """The inverse temperature, held in the reference's range 1/0.5 .. 1/0.001 (Pretrain clamps `temp` likewise).
+
+        Errors: ValueError in a model without projections.
+        """
+        if self.logit_scale is None:
+            raise ValueError("the model has no projections (embedding_size 0): it classifies, but cannot retrieve")
         return self.logit_scale.clamp(math.log(1 / 0.5), math.log(1 / 0.001)).exp()
 
     # -- transformers ------------------------------------------------------------------------------------------------
@@ -225,8 +243,8 @@ class CCLMModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word = value
 
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.mlm_head.decoder
+    def get_output_embeddings(self) -> nn.Linear | None:
+        return None if self.mlm_head is None else self.mlm_head.decoder
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.mlm_head.decoder = value
@@ -292,6 +310,15 @@ class ImageAdapter(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         return self.layers(states)
 
+
+_HEAD_MODULES = {
+    "match": "match_head",
+    "mlm": "mlm_head",
+    "box": "box_head",
+    "classify": "class_head",
+    "assign": "assign_head",
+    "answer": "answer_decoder",
+}
 
 _PROBLEMS = {
     "missing_keys": "missing tensor(s)",
