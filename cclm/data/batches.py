@@ -163,9 +163,9 @@ class BatchStream:
         return good, images.finish()
 
     def _request(self, item: _Drawn) -> ImageRequest:
-        assert item.located.slot is not None
+        (slot, *_) = item.located.slots
         seed = seed_of(self._settings.seed, "image", item.located.epoch, item.pair.key)
-        return ImageRequest(item.pair.key, item.located.slot, seed)
+        return ImageRequest(item.pair.key, slot, seed)
 
     def state_dict(self) -> dict[str, Any]:
         return {

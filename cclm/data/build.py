@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, get_type_hints
 
+from cclm.data.records import texts_of
 from cclm.data.shards import MANIFEST, Manifest, ShardWriter, read_records
 from cclm.data.tokenizer import balance, train_tokenizer
 from cclm.storage import check_replaceable, whole_folder
@@ -138,8 +139,7 @@ def read_sentences(data: list[str], max_sentences: int, seed: int) -> dict[str, 
         wanted = set(chosen.split("+")) if chosen else None
         met = set()
         for record in read_records(path):
-            texts = [(language, text) for language, found in record.captions.items() for text in found]
-            for language, text in (*texts, *record.parallel.items()):
+            for language, text in texts_of(record):
                 met.add(language)
                 if wanted is not None and language not in wanted:
                     continue

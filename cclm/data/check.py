@@ -6,11 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from cclm.data import images
-from cclm.data.records import SampleError, is_language
+from cclm.data.records import is_language, languages_of
 from cclm.data.shards import MANIFEST, Manifest, ShardEntry, decode_sample
 from cclm.data.tars import ShardFile, index_shard
+from cclm.errors import SampleError
+from cclm.images import check_header
 from cclm.storage import file_hash
+from cclm.types import Record
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,8 @@ def _check_shard(path: Path, entry: ShardEntry | None, keys: set[str]) -> list[s
     for sample in index.samples:
         try:
             records = decode_sample(sample)
-            if records and records[0].image is not None:
-                images.check_header(records[0].image)
-                if records[0].key in keys:
-                    raise SampleError("key of a former image")
-                keys.add(records[0].key)
-            if not all(map(is_language, {code for r in records for code in (*r.captions, *r.parallel)})):
-                raise SampleError("language that is no code like en or pt-br")
+            for record in records:
+                _check_record(record, keys)
             good += len(records)
         except SampleError as error:
             bad[error.reason] += 1
@@ -80,6 +77,20 @@ def _check_shard(path: Path, entry: ShardEntry | None, keys: set[str]) -> list[s
     if entry is not None and not problems and good != entry.samples:
         problems.append(f"{good} samples where the manifest says {entry.samples}")
     return problems
+
+
+def _check_record(record: Record, keys: set[str]) -> None:
+    """Errors: SampleError for what the writer would have refused and the decoder does not see."""
+    if not all(map(is_language, languages_of(record))):
+        raise SampleError("language that is no code like en or pt-br")
+    if record.image is None:
+        return
+    sizes = [check_header(image) for image in (record.image, *record.others)]
+    if record.size is not None and record.size != sizes[0]:
+        raise SampleError("size is not that of the image")
+    if record.key in keys:
+        raise SampleError("key of a former image")
+    keys.add(record.key)
 
 
 def check_dataset(directory: Path) -> str:

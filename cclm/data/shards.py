@@ -18,6 +18,7 @@ from typing import Self, TypeAlias
 
 from cclm.data import records as codec
 from cclm.data.tars import Sample, ShardFile, index_shard
+from cclm.errors import SampleError
 from cclm.storage import file_hash, whole_folder
 from cclm.types import Record
 
@@ -131,7 +132,7 @@ class ShardWriter(AbstractContextManager):
             for suffix, data in codec.encode_image_record(record).items():
                 self._add(f"{record.key}.{suffix}", data)
             self._count(1)
-        self._languages.update(set(record.captions) | set(record.parallel))
+        self._languages.update(codec.languages_of(record))
 
     def _flush_rows(self) -> None:
         if self._rows:
@@ -240,12 +241,13 @@ def check_languages(source: str, languages: Collection[str] | None) -> None:
 def decode_sample(sample: Sample, language: str = "en") -> list[Record]:
     """The records of a sample, images included. Errors: SampleError."""
     if sample.bad is not None:
-        raise codec.SampleError(sample.bad)
+        raise SampleError(sample.bad)
     texts = {suffix: slot.read() for suffix, slot in sample.texts.items()}
-    if sample.image is not None:
-        return [codec.decode_image_record(sample.key, sample.image.read(), texts, language)]
+    if sample.images:
+        first, *others = (slot.read() for slot in sample.images)
+        return [codec.decode_image_record(sample.key, first, texts, language, tuple(others))]
     if "json" not in texts:
-        raise codec.SampleError("neither image nor json")
+        raise SampleError("neither image nor json")
     return codec.decode_text_records(sample.key, texts["json"])
 
 
@@ -266,7 +268,7 @@ def read_records(
         for sample in index.samples:
             try:
                 yield from decode_sample(sample, language)
-            except codec.SampleError as error:
+            except SampleError as error:
                 skipped[error.reason] += 1
         if index.damage:
             raise ValueError(f"{path}: {index.damage} after {len(index.samples)} samples; copy or build it again")

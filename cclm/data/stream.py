@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cclm.data.records import SampleError, decode_image_record, decode_text_records
+from cclm.data.records import decode_image_record, decode_text_records
 from cclm.data.seeding import permutation_of, random_of
 from cclm.data.shards import MANIFEST, Manifest, ShardEntry, Source, list_shards
 from cclm.data.tars import Sample, ShardError, ShardFile, Slot, index_shard
+from cclm.errors import SampleError
 from cclm.types import Record
 
 _log = logging.getLogger(__name__)
@@ -60,10 +61,13 @@ class StreamSettings:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A record in a stream: its image is b"" until someone reads `slot`. `epoch`: full passes made before this one."""
+    """A record in a stream: its images are b"" until someone reads `slots`, one for each (none: a text record).
+
+    `epoch`: full passes made before this one.
+    """
 
     record: Record
-    slot: Slot | None
+    slots: tuple[Slot, ...]
     epoch: int
 
 
@@ -125,14 +129,15 @@ class RecordStream:
             item = self._items[self._position]
             self._position += 1
             if isinstance(item, Record):
-                return self._good(Located(item, None, self._epoch))
+                return self._good(Located(item, (), self._epoch))
             try:
                 texts = {suffix: slot.read() for suffix, slot in item.texts.items()}
-                record = decode_image_record(item.key, b"", texts, self.settings.language)
+                others = (b"",) * len(item.others)
+                record = decode_image_record(item.key, b"", texts, self.settings.language, others)
             except (SampleError, ShardError) as error:
                 self.count_bad(str(error), item.key)
                 continue
-            return self._good(Located(record, item.image, self._epoch))
+            return self._good(Located(record, item.images, self._epoch))
 
     def _good(self, located: Located) -> Located:
         self._seen += 1
@@ -213,7 +218,7 @@ class RecordStream:
     def _rows(self, sample: Sample) -> list[Sample] | list[Record]:
         if sample.bad is not None:
             raise SampleError(sample.bad)
-        if sample.image is not None:
+        if sample.images:
             return [sample]
         if "json" not in sample.texts:
             raise SampleError("neither image nor json")

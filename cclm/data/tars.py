@@ -18,9 +18,9 @@ from cclm.data.records import (
     SAMPLE_BYTES,
     TEXT_BYTES,
     TEXT_SUFFIXES,
-    SampleError,
-    check_suffix,
+    split_suffix,
 )
+from cclm.errors import SampleError
 
 _BLOCK = 512
 _WINDOW = 32 * 1024  # small members follow each other: several headers per system call
@@ -78,31 +78,48 @@ class Slot:
 
 @dataclass(slots=True)
 class Sample:
-    """The members of one key: the image's place, the other members' places by suffix; `bad` says why it is left out."""
+    """The members of one key: the image's place, those of further images by number, the other members' by suffix.
+
+    `bad` says why it is left out.
+    """
 
     key: str
     image: Slot | None = None
+    others: dict[int, Slot] = field(default_factory=dict)
     texts: dict[str, Slot] = field(default_factory=dict)
     bad: str | None = None
     bytes: int = 0
 
     def add(self, suffix: str, slot: Slot) -> None:
         self.bytes += slot.size
+        number, kind = 0, suffix
         try:
-            check_suffix(suffix)
+            number, kind = split_suffix(suffix)
         except SampleError as error:
             self.bad = error.reason
-        most = TEXT_BYTES if suffix in TEXT_SUFFIXES else MEMBER_BYTES
+        most = TEXT_BYTES if kind in TEXT_SUFFIXES else MEMBER_BYTES
         if slot.size > most or self.bytes > SAMPLE_BYTES:
             self.bad = f"member over {most >> 20} MiB or sample over {SAMPLE_BYTES >> 20} MiB"
-        elif suffix in IMAGE_SUFFIXES:
-            if self.image is not None:
+        elif kind in IMAGE_SUFFIXES:
+            if (self.image is not None) if number == 0 else (number in self.others):
                 self.bad = "two images under one key"
-            self.image = slot
+            if number:
+                self.others[number] = slot
+            else:
+                self.image = slot
         elif suffix in self.texts:
             self.bad = f"two .{suffix} members under one key"
         else:
             self.texts[suffix] = slot
+
+    @property
+    def images(self) -> tuple[Slot, ...]:
+        """Places of all its images, in order; none for a sample of texts. Errors: SampleError where one is missing."""
+        if not self.others:
+            return () if self.image is None else (self.image,)
+        if self.image is None or max(self.others) > len(self.others):
+            raise SampleError("image missing among several")
+        return (self.image, *(self.others[number] for number in sorted(self.others)))
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_state_resumes_exactly(photos: Path, texts: Path, stop: int) -> None:
 def test_images_are_read_only_on_demand(photos: Path) -> None:
     located = next(RecordStream(photos))
     assert located.record.image == b""
-    assert located.slot.read() == picture(int(located.record.key[1:]))
+    assert located.slots[0].read() == picture(int(located.record.key[1:]))
 
 
 def test_truncated_shard_is_counted_with_all_it_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -170,6 +170,6 @@ def test_real_photos_stream(shared: Path, tmp_path: Path) -> None:
     assert manifest.languages["en"] == manifest.languages["zh"] == 50
     stream = RecordStream(tmp_path / "train")
     for located in islice(stream, 50):
-        assert max(open_image(located.slot.read()).size) == 128
+        assert max(open_image(located.slots[0].read()).size) == 128
         assert located.record.captions["en"]
     assert not stream.skipped
