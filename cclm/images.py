@@ -40,10 +40,15 @@ def open_image(data: bytes, size: int | None = None) -> Image.Image:
         if size is not None and image.format == "JPEG":
             image.draft("RGB", (size, size))
         image.load()
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(white, image)
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return opaque(image)
     except Exception as error:
         raise SampleError("image not readable") from error
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """In RGB; the colour of transparent pixels is laid on white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")

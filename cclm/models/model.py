@@ -21,13 +21,14 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from cclm.errors import first_line
 from cclm.models.config import CCLMConfig
 from cclm.models.heads import AnswerDecoder, MaskedLMHead, MatchHead, Projection
+from cclm.models.inference import Inference
 from cclm.models.layers import Dropout, Embeddings, Stack
 from cclm.models.names import is_here, model_type, quiet
 from cclm.models.vision import ImageEncoder
 from cclm.types import Memory, RegionView, TextInput, View
 
 
-class CCLMModel(PreTrainedModel):
+class CCLMModel(Inference, PreTrainedModel):
     """Cross-view language model (Zeng et al., ACL 2023; reference/cclm.md 1 and 2)."""
 
     config_class = CCLMConfig

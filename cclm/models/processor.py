@@ -17,7 +17,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin
 
 from cclm.errors import first_line
+from cclm.images import opaque
 from cclm.models.names import is_here, quiet
+from cclm.models.text_cleaning import CLEANINGS, clean_text
 from cclm.storage import whole_file
 from cclm.types import TextInput
 
@@ -55,16 +57,30 @@ class CCLMProcessor(PushToHubMixin):
 
     `processor(images=[PIL], text=[str])` returns a dictionary with `pixel_values` (B, 3, H, W), `input_ids` and
     `attention_mask` (B, L); `images` and `texts` are the two halves, for code that has only one.
+    `text_cleaning`: what happens to a text before it is tokenised: "none", or the original code's rule for a "caption"
+    (lower case, no punctuation, single blanks) or a "question" (blanks stay). `max_words` cuts it after so many words.
+    A text that cleaning leaves empty is tokenised as an empty one: its first and last token.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, settings: ImageSettings | None = None, max_tokens: int = 64
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: ImageSettings | None = None,
+        max_tokens: int = 64,
+        text_cleaning: str = "none",
+        max_words: int | None = None,
     ) -> None:
         if max_tokens < 3:
             raise ValueError(f"max_tokens is {max_tokens}; a text has at least 3, its first and last included")
+        if text_cleaning not in CLEANINGS:
+            raise ValueError(f"text_cleaning is {text_cleaning!r}; allowed: {', '.join(CLEANINGS)}")
+        if max_words is not None and max_words < 1:
+            raise ValueError(f"max_words is {max_words}; give 1 or more, or null")
         self.tokenizer = tokenizer
         self.settings = settings or ImageSettings()
         self.max_tokens = max_tokens
+        self.text_cleaning = text_cleaning
+        self.max_words = max_words
         size = self.settings.image_size
         self._mean = 255 * torch.tensor(self.settings.mean).view(3, 1, 1)
         self._std = 255 * torch.tensor(self.settings.std).view(3, 1, 1)
@@ -93,8 +109,15 @@ class CCLMProcessor(PushToHubMixin):
                 "(max_positions - position_offset); lower the one or raise the other"
             )
 
-    def texts(self, texts: list[str], max_tokens: int | None = None) -> TextInput:
-        """Token ids (B, L), truncated to `max_tokens` and padded to the longest of them."""
+    def texts(self, texts: list[str], max_tokens: int | None = None, clean: bool = True) -> TextInput:
+        """Token ids (B, L), cleaned, truncated to `max_tokens` and padded to the longest of them.
+
+        Without `clean` the texts stay as they are, as answers do in the original. Errors: ValueError for no text.
+        """
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"texts are {texts!r}; give a list of at least one, [text] for a single one")
+        if clean:
+            texts = [clean_text(text, self.text_cleaning, self.max_words) for text in texts]
         length = max_tokens or self.max_tokens
         if not self.tokenizer.is_fast:
             encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
@@ -113,13 +136,20 @@ class CCLMProcessor(PushToHubMixin):
         return TextInput(torch.from_numpy(ids), torch.from_numpy(mask))
 
     def images(
-        self, images: list[Image.Image], train: bool = False, generator: torch.Generator | None = None
+        self,
+        images: list[Image.Image],
+        train: bool = False,
+        generator: torch.Generator | None = None,
+        cropped: bool = False,
     ) -> Tensor:
-        """Pixels (B, 3, H, W); with `train` each gets a crop, a flip and perhaps jitter drawn from `generator`."""
-        prepare = self._augment if train else self._resize
+        """Pixels (B, 3, H, W); with `train` each gets a crop, a flip and perhaps jitter drawn from `generator`.
+
+        `cropped`: crop and flip were drawn before, with the boxes in the image; only colours may change.
+        """
+        prepare = (self._recolour if cropped else self._augment) if train else self._resize
         batch = torch.empty(len(images), 3, self.image_size, self.image_size)
         for row, image in zip(batch, images, strict=True):  # image by image, while its pixels are in the cache
-            row.copy_(prepare(VF.pil_to_tensor(image.convert("RGB")), generator)).sub_(self._mean).div_(self._std)
+            row.copy_(prepare(VF.pil_to_tensor(opaque(image)), generator)).sub_(self._mean).div_(self._std)
         return batch
 
     def _resize(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -136,21 +166,32 @@ class CCLMProcessor(PushToHubMixin):
                 pixels = VF.horizontal_flip(pixels)
             return self._jitter(pixels) if self.settings.augment else pixels
 
-    def __call__(self, images: list[Image.Image] | None = None, text: list[str] | None = None) -> dict[str, Tensor]:
+    def _recolour(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Two draws of the original's changes of colour, each made with even odds."""
+        pixels = self._resize(pixels, generator)
+        if self.settings.augment:
+            chosen = torch.randint(len(_COLOURS), (2,), generator=generator).tolist()
+            made = (torch.rand(2, generator=generator) < 0.5).tolist()
+            for index, done in zip(chosen, made, strict=True):
+                pixels = _COLOURS[index](pixels) if done else pixels
+        return pixels
+
+    def __call__(
+        self, images: list[Image.Image] | Image.Image | None = None, text: list[str] | str | None = None
+    ) -> dict[str, Tensor]:
+        """Both halves in one dictionary; one image or one text makes a batch of one."""
         out: dict[str, Tensor] = {}
         if images is not None:
-            out["pixel_values"] = self.images(images)
+            out["pixel_values"] = self.images([images] if isinstance(images, Image.Image) else images)
         if text is not None:
-            tokens = self.texts(text)
+            tokens = self.texts([text] if isinstance(text, str) else text)
             out |= {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}
         return out
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.tokenizer.save_pretrained(str(folder))
         with whole_file(Path(folder) / FILE) as path:
-            path.write_text(
-                json.dumps({"max_tokens": self.max_tokens, "image": asdict(self.settings)}, indent=2) + "\n"
-            )
+            path.write_text(json.dumps(self._texts | {"image": asdict(self.settings)}, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

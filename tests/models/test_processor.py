@@ -63,6 +63,17 @@ def test_saved_and_loaded_it_prepares_the_same(processor: CCLMProcessor, tmp_pat
     assert all(torch.equal(got[name], expected[name]) for name in got)
 
 
+def test_one_image_or_text_is_a_batch_of_one(processor: CCLMProcessor) -> None:
+    image = Image.linear_gradient("L").convert("RGB")
+    one, many = processor(images=image, text="ein Hund"), processor(images=[image], text=["ein Hund"])
+    assert one["pixel_values"].shape == (1, 3, 24, 24) and all(torch.equal(one[name], many[name]) for name in many)
+
+
+def test_transparent_is_white(processor: CCLMProcessor) -> None:
+    glass, white = Image.new("RGBA", (24, 24), (200, 0, 0, 0)), Image.new("RGB", (24, 24), "white")
+    assert torch.equal(processor.images([glass]), processor.images([white]))
+
+
 def test_a_folder_without_a_processor_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no processor_config.json in .*; a pretrained folder"):
         CCLMProcessor.from_pretrained(tmp_path)
