@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -191,7 +192,8 @@ class CCLMProcessor(PushToHubMixin):
     def save_pretrained(self, folder: str | Path) -> None:
         self.tokenizer.save_pretrained(str(folder))
         with whole_file(Path(folder) / FILE) as path:
-            path.write_text(json.dumps(self._texts | {"image": asdict(self.settings)}, indent=2) + "\n")
+            texts = {name: getattr(self, name) for name in ("max_tokens", "text_cleaning", "max_words")}
+            path.write_text(json.dumps(texts | {"image": asdict(self.settings)}, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -203,9 +205,11 @@ class CCLMProcessor(PushToHubMixin):
             stored = json.loads(path.read_text())
             settings = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["image"].items()}
             image, max_tokens = ImageSettings(**settings), int(stored["max_tokens"])
+            max_words = None if stored.get("max_words") is None else int(stored["max_words"])
+            cleaning = str(stored.get("text_cleaning", "none"))  # folders of before have neither
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}); export the model again") from None
-        return cls(load_tokenizer(str(folder)), image, max_tokens)
+        return cls(load_tokenizer(str(folder)), image, max_tokens, cleaning, max_words)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -224,3 +228,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 _BICUBIC = v2.InterpolationMode.BICUBIC
+_COLOURS: tuple[Callable[[Tensor], Tensor], ...] = (  # 1.36: the original's magnitude 7 of 10
+    lambda pixels: pixels,
+    VF.autocontrast,
+    VF.equalize,
+    lambda pixels: VF.adjust_brightness(pixels, 1.36),
+    lambda pixels: VF.adjust_sharpness(pixels, 1.36),
+)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from cclm.data.tokenizer import train_tokenizer
 from cclm.models.processor import CCLMProcessor, ImageSettings
+from cclm.models.text_cleaning import clean_text
 from tests.data.conftest import WORDS, sentence
 
 
@@ -77,3 +80,65 @@ def test_transparent_is_white(processor: CCLMProcessor) -> None:
 def test_a_folder_without_a_processor_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no processor_config.json in .*; a pretrained folder"):
         CCLMProcessor.from_pretrained(tmp_path)
+
+
+def test_text_cleaning_is_the_originals(shared: Path) -> None:
+    cases = torch.load(shared / "oracle" / "cclm_swin" / "expected.pt", weights_only=True)["text_norm"]
+    assert len(cases) == 5
+    for case in cases:
+        for cleaning, words in (("caption", 30), ("caption", 3), ("question", 30)):
+            assert clean_text(case["raw"], cleaning, words) == case[f"{cleaning}{words}"]
+
+
+def test_cleaning_by_example() -> None:
+    assert clean_text("<person>  Plays 'BALL'-games/now; ", "caption", None) == "person plays ball games now"
+    assert clean_text("<person>  Plays 'BALL'-games; ", "question", None) == "<person>  plays  ball  games"
+    assert clean_text("Is  it A.", "question", 2) == "is "  # the empty word between two blanks counts, as it did
+    assert clean_text("One  TWO three", "none", None) == "One  TWO three"
+    assert clean_text(" ?! ", "caption", 30) == ""
+
+
+def test_texts_are_cleaned_before_they_are_tokenised(processor: CCLMProcessor) -> None:
+    cleaning = CCLMProcessor(processor.tokenizer, processor.settings, 12, "caption", 2)
+    assert torch.equal(cleaning.texts(["A, dog! runs"]).input_ids, processor.texts(["a dog"]).input_ids)
+    assert torch.equal(
+        cleaning.texts(["A, dog! runs"], clean=False).input_ids, processor.texts(["A, dog! runs"]).input_ids
+    )
+    assert cleaning.texts(["..."]).input_ids.tolist() == [[0, 2]]  # nothing is left: an empty text
+    assert cleaning.texts(["...", "a dog"]).attention_mask.sum(1).tolist()[0] == 2
+
+
+def test_cleaning_is_saved_and_old_folders_have_none(processor: CCLMProcessor, tmp_path: Path) -> None:
+    CCLMProcessor(processor.tokenizer, processor.settings, 12, "question", 30).save_pretrained(tmp_path)
+    loaded = CCLMProcessor.from_pretrained(tmp_path)
+    assert (loaded.text_cleaning, loaded.max_words) == ("question", 30)
+    path = tmp_path / "processor_config.json"
+    stored = json.loads(path.read_text())
+    del stored["text_cleaning"], stored["max_words"]
+    path.write_text(json.dumps(stored))
+    loaded = CCLMProcessor.from_pretrained(tmp_path)
+    assert (loaded.text_cleaning, loaded.max_words) == ("none", None)
+
+
+def test_wrong_texts_and_settings_are_one_line(processor: CCLMProcessor) -> None:
+    for texts in ("a dog", []):
+        with pytest.raises(ValueError, match="give a list of at least one"):
+            processor.texts(texts)
+    with pytest.raises(ValueError, match="text_cleaning is 'captions'; allowed: none, caption, question"):
+        CCLMProcessor(processor.tokenizer, text_cleaning="captions")
+    with pytest.raises(ValueError, match="max_words is 0; give 1 or more"):
+        CCLMProcessor(processor.tokenizer, max_words=0)
+
+
+def test_cropped_images_are_neither_cropped_nor_flipped_again(processor: CCLMProcessor) -> None:
+    image = Image.linear_gradient("L").rotate(90).resize((48, 48)).convert("RGB")  # a flip would be seen
+    plain = processor.images([image])
+    settings = replace(processor.settings, augment=False)
+    still = CCLMProcessor(processor.tokenizer, settings, 12)
+    assert torch.equal(still.images([image], True, torch.Generator().manual_seed(0), cropped=True), plain)
+    seen = [processor.images([image], True, torch.Generator().manual_seed(seed), cropped=True) for seed in range(12)]
+    assert torch.equal(seen[3], processor.images([image], True, torch.Generator().manual_seed(3), cropped=True))
+    assert 1 < len({tuple(pixels.flatten().tolist()) for pixels in seen}) < 12
+    for pixels in seen:  # columns still rise from one side to the other, whatever happened to the colours
+        columns = pixels[0, 0].mean(0)
+        assert (columns.diff().sign() == plain[0, 0].mean(0).diff().sign()[0]).float().mean() > 0.5
