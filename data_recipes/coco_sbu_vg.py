@@ -1,6 +1,6 @@
 """COCO captions, SBU captions and Visual Genome regions, from their own json files; any of the three may be missing.
 
-Source: one folder with the annotation files below, and the pictures as .jpg in any subfolders or in .zip files there.
+Source: one folder with the annotation files below, and the pictures as .jpg in any subfolders or in .zip files.
   captions_train2017.json, captions_val2014.json ..   COCO; val becomes split `dev`
   dataset_coco.json                                   COCO as Karpathy split it (train and restval, val, test); used
                                                       instead of the files above where it is there
@@ -18,8 +18,8 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cclm.data.raw import Images, Skipped, open_zip, read_json, read_json_items, record_key
-from cclm.data.records import SampleError
+from cclm.data.raw import Images, Skipped, open_images, read_json, read_json_items, record_key
+from cclm.errors import SampleError
 from cclm.types import Record
 
 KARPATHY = "dataset_coco.json"
@@ -98,11 +98,8 @@ def records(source: Path, *, regions: int = 10) -> Iterator[tuple[str, Record]]:
     files = list(read_rows(source, regions))
     if not files:
         raise ValueError(f"coco_sbu_vg: {source} has none of captions_*.json, {KARPATHY}, {SBU}, {VG}")
-    images = Images()
     with ExitStack() as stack:
-        images.add_folder(source)
-        for path in sorted(source.glob("*.zip")):
-            images.add_zip(stack.enter_context(open_zip(path)))
+        images = stack.enter_context(open_images(source))
         for path, rows in files:
             skipped = stack.enter_context(Skipped(path))
             while True:

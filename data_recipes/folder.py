@@ -14,8 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from cclm.data.raw import Images, Skipped, open_zip, read_lines, record_key
-from cclm.data.records import SampleError, parse_json
+from cclm.data.raw import Images, Skipped, open_images, open_zip, read_lines, record_key
+from cclm.data.records import parse_json
+from cclm.errors import SampleError
 from cclm.types import Record
 
 CAPTIONS = ("captions.jsonl", "captions.jsonl.gz")
@@ -23,16 +24,12 @@ CAPTIONS = ("captions.jsonl", "captions.jsonl.gz")
 
 def open_source(source: Path, stack: ExitStack) -> tuple[str, IO[bytes], Images]:
     """Name and bytes of the captions file, and the images, of a folder or zip."""
-    images = Images()
     if source.is_dir():
         found = next((source / name for name in CAPTIONS if (source / name).is_file()), None)
         if found is not None:
-            images.add_folder(source)
-            for path in sorted(source.glob("*.zip")):
-                images.add_zip(stack.enter_context(open_zip(path)))
-            return str(found), stack.enter_context(open(found, "rb")), images
+            return str(found), stack.enter_context(open(found, "rb")), stack.enter_context(open_images(source))
     elif source.is_file():
-        archive = stack.enter_context(open_zip(source))
+        images, archive = Images(), stack.enter_context(open_zip(source))
         images.add_zip(archive)
         for name in archive.namelist():
             if Path(name).name in CAPTIONS:

@@ -7,20 +7,26 @@ import io
 import json
 import logging
 import re
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeAlias
 
-from cclm.data.images import check_header
-from cclm.data.records import IMAGE_SUFFIXES, MEMBER_BYTES, SampleError, image_suffix
+from cclm.data.records import IMAGE_SUFFIXES, MEMBER_BYTES, image_suffix
+from cclm.errors import SampleError
+from cclm.images import check_header
 
 log = logging.getLogger(__name__)
+
+# What stands between JSON values, and what can follow one.
+_BETWEEN = re.compile(r"[ \t\r\n,:]*")
+_AFTER = re.compile(r"[ \t\r\n,:\]}]")
 
 
 class Skipped(AbstractContextManager["Skipped"]):
@@ -31,8 +37,8 @@ class Skipped(AbstractContextManager["Skipped"]):
         self.counts: Counter[str] = Counter()
         self.first: dict[str, str] = {}
 
-    def add(self, reason: str, where: str) -> None:
-        self.counts[reason] += 1
+    def add(self, reason: str, where: str, count: int = 1) -> None:
+        self.counts[reason] += count
         self.first.setdefault(reason, where)
 
     def __enter__(self) -> Self:
@@ -69,26 +75,47 @@ def read_json(path: Path) -> Any:
 
 def read_json_items(path: Path, chunk: int = 2**20) -> Iterator[Any]:
     """The items of a file that is one large JSON list, read in pieces so that memory holds one item at a time."""
+    yield from _read_values(path, "[", chunk)
+
+
+def read_json_members(path: Path, chunk: int = 2**20) -> Iterator[tuple[str, Any]]:
+    """The keys and values of a file that is one large JSON object, read in pieces like a list's items."""
+    values = _read_values(path, "{", chunk)
+    for key in values:
+        yield str(key), next(values, None)
+
+
+def _read_values(path: Path, opening: str, chunk: int) -> Iterator[Any]:
+    """What stands between the outermost brackets: items, or keys and values by turns. Errors: ValueError."""
     decoder = json.JSONDecoder()
     with open(path, encoding="utf-8") as text:
-        buffer = text.read(chunk).lstrip()
-        if not buffer.startswith("["):
-            raise ValueError(f"{path} is no JSON list: fetch it again")
-        buffer = buffer[1:]
-        while True:
-            buffer = buffer.lstrip(" \t\r\n,")
-            if buffer.startswith("]"):
-                return
-            try:
-                item, end = decoder.raw_decode(buffer)
-            except ValueError as error:
-                more = text.read(max(chunk, len(buffer)))
-                if not more:
-                    raise ValueError(f"{path} is cut or no JSON ({error}): fetch it again") from None
-                buffer += more
-                continue
-            yield item
-            buffer = buffer[end:]
+        try:
+            buffer = text.read(chunk).lstrip()
+            if not buffer.startswith(opening):
+                kind = "list" if opening == "[" else "object"
+                raise ValueError(f"{path} is no JSON {kind}: fetch it again")
+            place = 1
+            while True:
+                gap = _BETWEEN.match(buffer, place)
+                assert gap is not None
+                place = gap.end()
+                if buffer[place : place + 1] in ("]", "}"):
+                    return
+                try:
+                    item, end = decoder.raw_decode(buffer, place)
+                    whole = _AFTER.match(buffer, end) is not None  # of 1.23, the buffer may end with 1.
+                    reason = "no comma follows a value"
+                except json.JSONDecodeError as error:
+                    whole, reason = False, str(error)
+                if whole:
+                    yield item
+                    place = end
+                elif more := text.read(max(chunk, len(buffer) - place)):
+                    buffer, place = buffer[place:] + more, 0
+                else:
+                    raise ValueError(f"{path} is cut or no JSON ({reason}): fetch it again")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is damaged or no UTF-8 text ({error}): fetch it again") from None
 
 
 def record_key(text: str) -> str:
@@ -103,45 +130,74 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         raise ValueError(f"{path} is no whole zip file ({error}): fetch or pack it again") from None
 
 
+def check_image(image: bytes) -> tuple[int, int]:
+    """(width, height) of an encoded image that shards can hold. Errors: SampleError."""
+    if len(image) > MEMBER_BYTES:
+        raise SampleError(f"image over {MEMBER_BYTES} bytes")
+    if image_suffix(image) is None:
+        raise SampleError("image neither jpeg, png nor webp")
+    return check_header(image)
+
+
+ZipMember: TypeAlias = tuple[zipfile.ZipFile, zipfile.ZipInfo]
+
+
+def composed(path: str) -> str:
+    """A path as it is compared: archives and systems differ in whether they write é as one character or as two."""
+    return unicodedata.normalize("NFC", PurePosixPath(path).as_posix())
+
+
 @dataclass
 class Images:
-    """Image files by path or bare name, wherever they lie: a folder, its subfolders, zips."""
+    """Image files by bare name or by the end of their path, wherever they lie: a folder, its subfolders, zips."""
 
-    files: dict[str, Path] = field(default_factory=dict)
-    members: dict[str, tuple[zipfile.ZipFile, zipfile.ZipInfo]] = field(default_factory=dict)
+    places: dict[str, list[tuple[str, Path | ZipMember]]] = field(default_factory=dict)  # by bare name
 
     def add_folder(self, folder: Path) -> None:
         for path in sorted(folder.rglob("*")):
-            if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES:
-                self.files.setdefault(path.name, path)
-                self.files[path.relative_to(folder).as_posix()] = path
+            self._add(path.relative_to(folder).as_posix(), path)
 
     def add_zip(self, archive: zipfile.ZipFile) -> None:
         for info in archive.infolist():
-            name = Path(info.filename)
-            if name.suffix.lower().lstrip(".") in IMAGE_SUFFIXES:
-                self.members.setdefault(name.name, (archive, info))
-                self.members[info.filename] = (archive, info)
+            self._add(info.filename, (archive, info))
+
+    def _add(self, name: str, place: Path | ZipMember) -> None:
+        path = PurePosixPath(composed(name))
+        if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES:
+            self.places.setdefault(path.name, []).append((f"/{path}", place))
+
+    def _find(self, name: str) -> Path | ZipMember | None:
+        """The file of this path, or else the first whose path ends so."""
+        end = "/" + composed(name).lstrip("/")
+        places = self.places.get(end.rpartition("/")[2], [])
+        matching = [(path != end, place) for path, place in places if path.endswith(end)]
+        return min(matching, key=lambda match: match[0])[1] if matching else None
+
+    def __contains__(self, name: str) -> bool:
+        return self._find(name) is not None
 
     def read(self, name: str) -> bytes:
         """The image's bytes. Errors: SampleError with the reason why there are none."""
-        if name in self.files:
-            size = self.files[name].stat().st_size
-        elif name in self.members:
-            size = self.members[name][1].file_size
-        else:
+        place = self._find(name)
+        if place is None:
             raise SampleError("image missing")
-        if size > MEMBER_BYTES:
+        size = place.stat().st_size if isinstance(place, Path) else place[1].file_size
+        if size > MEMBER_BYTES:  # seen before it is unpacked
             raise SampleError(f"image over {MEMBER_BYTES} bytes")
         try:
-            image = self.files[name].read_bytes() if name in self.files else self._unzip(name)
+            image = place.read_bytes() if isinstance(place, Path) else place[0].read(place[1])
         except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError):
             raise SampleError("image damaged in its zip") from None
-        if image_suffix(image) is None:
-            raise SampleError("image neither jpeg, png nor webp")
-        check_header(image)
+        check_image(image)
         return image
 
-    def _unzip(self, name: str) -> bytes:
-        archive, info = self.members[name]
-        return archive.read(info)
+
+@contextmanager
+def open_images(source: Path) -> Iterator[Images]:
+    """The image files anywhere below a folder, in zips too. Errors: ValueError naming a damaged zip."""
+    images = Images()
+    with ExitStack() as stack:
+        images.add_folder(source)
+        for path in sorted(source.rglob("*.zip")):
+            images.add_zip(stack.enter_context(open_zip(path)))
+        yield images

@@ -1,0 +1,77 @@
+"""Large JSON files read in pieces, and images found by the end of their path."""
+
+from __future__ import annotations
+
+import io
+import json
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cclm.data.raw import open_images, read_json_items, read_json_members
+from cclm.errors import SampleError
+
+VALUES = [{"a": [1, 2]}, 12345, "text, with: ]}", '\\"', None, [], {}, -1.5e3, "ü火", True]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_pieces_give_what_the_whole_gives(tmp_path: Path, chunk: int, indent: int | None) -> None:
+    path = tmp_path / "large.json"
+    path.write_text(json.dumps(VALUES, indent=indent, ensure_ascii=False) + "\n")
+    assert list(read_json_items(path, chunk)) == VALUES
+    members = {f"key {number}": value for number, value in enumerate(VALUES)}
+    path.write_text(json.dumps(members, indent=indent, ensure_ascii=False))
+    assert list(read_json_members(path, chunk)) == list(members.items())
+
+
+def test_what_is_no_list_or_object_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "large.json"
+    for text, message in (
+        ("{}", "is no JSON list"),
+        ("", "is no JSON list"),
+        ("[1, 2", "is cut or no JSON"),
+        ("[1, 2,", "is cut or no JSON"),
+        ('[1, {"a": ', "is cut or no JSON"),
+        ("[1, wrong]", "is cut or no JSON"),
+        ("[1.5", "is cut or no JSON"),
+        ('["a""b"]', "is cut or no JSON"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"large\.json {message}"):
+            list(read_json_items(path))
+    with pytest.raises(ValueError, match=r"large\.json is no JSON object"):
+        list(read_json_members(path))
+    path.write_bytes(b'["\xff"]')
+    with pytest.raises(ValueError, match=r"large\.json is damaged or no UTF-8 text"):
+        list(read_json_items(path))
+
+
+def png(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2), colour).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def test_images_are_found_by_the_end_of_their_path(tmp_path: Path) -> None:
+    root, below, deep, accent, zipped = map(png, ("red", "green", "blue", "white", "black"))
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    (tmp_path / "a.png").write_bytes(root)
+    (tmp_path / "b" / "a.png").write_bytes(below)
+    (tmp_path / "b" / "c" / "a.png").write_bytes(deep)
+    (tmp_path / "b" / unicodedata.normalize("NFD", "é.png")).write_bytes(accent)
+    with zipfile.ZipFile(tmp_path / "b" / "more.zip", "w") as archive:
+        archive.writestr("d/c/a.png", zipped)
+        archive.writestr("d/notes.txt", b"text")
+    with open_images(tmp_path) as images:
+        found = {name: images.read(name) for name in ("a.png", "./a.png", "b/a.png", "c/a.png", "d/c/a.png")}
+        assert list(found.values()) == [root, root, below, deep, zipped]
+        for form in ("NFC", "NFD"):
+            assert images.read(unicodedata.normalize(form, "b/é.png")) == accent
+        for absent in ("x/a.png", "notes.txt", "../a.png", "aa.png", ""):
+            assert absent not in images
+            with pytest.raises(SampleError, match="image missing"):
+                images.read(absent)
