@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
   data check DIR                           verify shards: counts, checksums, every sample
   data tokenizer --data DIRS --output O    train a tokenizer on the texts of shards
   evaluate retrieval --model M --data D    image-text retrieval per language: report.json, table, chart
+  embed --model M --source S --output O    embeddings of pictures, and captions, as numpy and parquet files
   index build --model M --data D --output O
   search DIR QUERY [-k 10] [--json]        QUERY: text in any language, or an image file
 """
@@ -175,22 +177,22 @@ def _retrieval_options(parser: ArgumentParser) -> None:
 def _evaluate_retrieval(given: Namespace) -> None:
     from rich.console import Console
 
-    from cclm.data.images import open_image
     from cclm.data.shards import check_languages, read_records
     from cclm.evaluation.encoding import pixel_views
     from cclm.evaluation.report import Provenance, Report, check_output, table
     from cclm.evaluation.retrieval import RetrievalOptions, evaluate_retrieval
+    from cclm.images import open_image
     from cclm.retrieval.store import ModelSource
 
     output = check_output(given.output)
     baseline = Report.read(given.baseline) if given.baseline else None
     source = ModelSource.of(given.model)
-    chosen = given.languages.split(",") if isinstance(given.languages, str) else given.languages
+    chosen = _codes(given.languages)
     check_languages(given.data, chosen)
     model, processor = _load(given.model, given.device)
     provenance = Provenance(source.path, source.sha256, given.data, _data_hash(given.data), date.today().isoformat())
     options = RetrievalOptions(
-        tuple(chosen) if chosen else None,
+        chosen,
         texts=given.texts,
         rerank=given.rerank,
         rerank_similarity=given.rerank_similarity,
@@ -205,15 +207,60 @@ def _evaluate_retrieval(given: Namespace) -> None:
     Console().print(table(report, baseline))
 
 
+def _embed_options(parser: ArgumentParser) -> None:
+    from cclm.models.encoding import EncodingOptions
+
+    parser.add_argument("--model", type=Path, required=True, help="a pretrained folder")
+    parser.add_argument("--source", type=str, required=True, help="a folder of pictures; or shards, a tar or a pattern")
+    parser.add_argument("--output", type=Path, required=True, help="img_emb, text_emb and metadata are made in it")
+    parser.add_argument("--languages", type=list[str] | str | None, default=None, help="de,fr; all by default")
+    parser.add_argument("--caption_language", default="en", help="of captions that do not name theirs")
+    parser.add_argument("--text", type=bool, default=False, help="embed captions too, each in a row of its own")
+    parser.add_argument("--dtype", default="float16", help="float16, as clip-retrieval's, or float32")
+    parser.add_argument("--rows_per_part", type=int, default=100_000, help="rows per numbered file")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda ..")
+    parser.add_argument("--encoding", type=EncodingOptions, default=EncodingOptions())
+
+
+def _embed(given: Namespace) -> None:
+    from cclm.data.folder import read_pictures
+    from cclm.data.shards import check_languages
+    from cclm.evaluation.embedding import EmbedOptions, embed_records
+    from cclm.images import open_image
+    from cclm.models.inference import progress_bar
+    from cclm.retrieval.embeddings import check_options, check_output, write_embeddings
+
+    output, chosen = check_output(given.output), _codes(given.languages)
+    check_options(given.dtype, given.rows_per_part)
+    skipped: Counter[str] = Counter()
+    records = read_pictures(given.source, skipped, given.caption_language)
+    check_languages(given.source, chosen)
+    model, processor = _load(given.model, given.device)
+    model.check_projections()
+    options = EmbedOptions(chosen, given.text, given.encoding)
+    decode = partial(open_image, size=processor.image_size)
+    with progress_bar(None) as bar:
+        shown = bar.track(records, description="embedding")
+        batches = embed_records(model, processor, shown, decode, options, skipped)
+        written = write_embeddings(batches, output, given.dtype, given.rows_per_part)
+    print(f"{output}: {written.rows} rows of width {written.width}, {given.dtype}, in {written.parts} part(s)")
+    for reason, count in skipped.most_common():
+        print(f"left out: {count} x {reason}")
+
+
+def _codes(languages: list[str] | str | None) -> tuple[str, ...] | None:
+    return tuple(languages.split(",") if isinstance(languages, str) else languages) if languages else None
+
+
 def _index_options(parser: ArgumentParser) -> None:
     _add_inputs(parser)
     parser.add_argument("--output", type=Path, required=True)
 
 
 def _index_build(given: Namespace) -> None:
-    from cclm.data.images import open_image
     from cclm.data.shards import read_records
-    from cclm.evaluation.encoding import pixel_views
+    from cclm.evaluation.encoding import pixel_views, texts_of
+    from cclm.images import open_image
     from cclm.models.encoding import EncodingOptions, image_batches
     from cclm.retrieval.index import build_index
     from cclm.retrieval.store import Entry, ModelSource
@@ -224,11 +271,7 @@ def _index_build(given: Namespace) -> None:
 
     def embedded() -> Iterator[tuple[list[Entry], Any]]:
         for records, view in image_batches(model, read_records(given.data), views, EncodingOptions()):
-            entries = [
-                Entry(record.key, {language: [text] for language, text in record.parallel.items()} | record.captions)
-                for record in records
-            ]
-            yield entries, view.embedding.float().cpu()
+            yield [Entry(record.key, texts_of(record)) for record in records], view.embedding.float().cpu()
 
     manifest = build_index(embedded(), given.output, source, given.data)
     print(f"{given.output}: {manifest.rows} images, {manifest.factory} index of width {manifest.dim}")
@@ -244,31 +287,14 @@ def _search_options(parser: ArgumentParser) -> None:
 
 
 def _search(given: Namespace) -> None:
-    from cclm.data.images import open_image
-    from cclm.data.records import SampleError
     from cclm.retrieval.index import ImageIndex, query_kind
-    from cclm.types import ImageInput
 
     kind = query_kind(given.query)
     index = ImageIndex.open(given.index)
-    model, processor = _load(index.model(given.model), given.device)
-    if kind == "image":
-        try:
-            image = open_image(Path(given.query).read_bytes(), processor.image_size)
-        except SampleError as error:
-            raise ValueError(f"query {given.query}: {error}; give another picture") from None
-        inputs = ImageInput(processor.images([image]))
-    else:
-        inputs = processor.texts([given.query])
-    hits = index.search(_embedding(model, inputs), given.k)[0]
+    model, _ = _load(index.model(given.model), given.device)
+    embedding = model.embed_images(given.query) if kind == "image" else model.embed_texts(given.query)
+    hits = index.search(embedding, given.k)[0]
     print(json.dumps([vars(hit) for hit in hits], ensure_ascii=False) if given.json else _listed(hits))
-
-
-def _embedding(model: CCLMModel, inputs: Any) -> Any:
-    import torch
-
-    with torch.inference_mode():
-        return inputs.to(model.device).encode(model).embedding.float().cpu()
 
 
 def _listed(hits: list[Hit]) -> str:
@@ -289,16 +315,11 @@ def _load(folder: Path, device: str) -> tuple[CCLMModel, CCLMProcessor]:
     from transformers.utils import logging as transformers_logging
 
     from cclm.models.model import CCLMModel
-    from cclm.models.processor import CCLMProcessor
 
     transformers_logging.disable_progress_bar()
     place = _device(device)
-    model, processor = CCLMModel.from_pretrained(folder).eval().to(place), CCLMProcessor.from_pretrained(folder)
-    try:
-        processor.check_fits(model.config)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-    return model, processor
+    model = CCLMModel.from_pretrained(folder).eval().to(place)
+    return model, model.processor
 
 
 def _device(name: str) -> torch.device:
@@ -327,6 +348,7 @@ VERBS = {
     "evaluate retrieval": Verb(
         "Image-text retrieval per language, both directions.", _retrieval_options, _evaluate_retrieval
     ),
+    "embed": Verb("Embeddings of pictures, and of captions, in clip-retrieval's layout.", _embed_options, _embed),
     "index build": Verb("Embed the images of shards and index them.", _index_options, _index_build),
     "search": Verb("Search an index with a text in any language or an image file.", _search_options, _search),
 }

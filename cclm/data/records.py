@@ -77,7 +77,7 @@ def _parse_json(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _parse_text(data: bytes) -> str:
+def parse_text(data: bytes) -> str:
     try:
         return data.decode().strip()
     except UnicodeDecodeError as error:
@@ -170,7 +170,7 @@ def decode_image_record(
     if not (captions or parallel or statements or regions):
         caption = fields.get("caption")
         if not isinstance(caption, str) or not caption.strip():
-            caption = _parse_text(texts["txt"]) if "txt" in texts else ""
+            caption = parse_text(texts["txt"]) if "txt" in texts else ""
         if not caption.strip():
             raise SampleError("json without captions" if "json" in texts else "image without captions")
         return Record(key, image, {language: [caption]}, others=others)  # a foreign json: no other field of it is ours

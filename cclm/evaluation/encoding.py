@@ -40,3 +40,8 @@ def pixel_views(model: Encoder, processor: Processor, decode: Decode) -> ImageVi
 def image_identity(record: Record) -> bytes:
     """What tells images apart: their bytes, or their keys where records come without (`views` then looks states up)."""
     return hashlib.sha256(record.image or record.key.encode()).digest()
+
+
+def texts_of(record: Record) -> dict[str, list[str]]:
+    """Language -> captions; the parallel sentence in a language that has none."""
+    return {language: [text] for language, text in record.parallel.items()} | record.captions

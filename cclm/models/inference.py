@@ -51,7 +51,11 @@ class Inference:
                     "this model was not loaded from a folder, so it knows no processor; give one: "
                     "processor=CCLMProcessor.from_pretrained(FOLDER)"
                 )
-            self.processor = CCLMProcessor.from_pretrained(folder)
+            processor = CCLMProcessor.from_pretrained(folder)
+            try:
+                self.processor = processor
+            except ValueError as error:
+                raise ValueError(f"{folder}: {error}") from None
         return self._processor
 
     @processor.setter
@@ -71,10 +75,10 @@ class Inference:
         Errors: ValueError naming a picture that is missing or not readable, for none at all, and for a model without
         projections.
         """
-        self._check_projections()
+        self.check_projections()
         processor = self._checked(processor)
         pictures, views = _pictures(images), self._views_of_pictures(processor)
-        with _bar(len(pictures), progress) as bar:
+        with progress_bar(len(pictures), progress) as bar:
             shown = bar.track(pictures, description="embedding images")
             return encode_images(self, shown, views, _identity, encoding or EncodingOptions()).embeddings.numpy()
 
@@ -89,9 +93,9 @@ class Inference:
 
         Errors: ValueError naming a text that is blank, for none at all, and for a model without projections.
         """
-        self._check_projections()
+        self.check_projections()
         processor, encoding, sentences = self._checked(processor), encoding or EncodingOptions(), _texts(texts)
-        with _bar(len(sentences), progress) as bar:
+        with progress_bar(len(sentences), progress) as bar:
             shown = partial(bar.track, description="embedding texts")
             return encode_texts(self, processor, sentences, encoding, shown=shown).embeddings.numpy()
 
@@ -129,7 +133,7 @@ class Inference:
             places_of.setdefault(_identity(picture), []).append(place)
         groups = list(batches(places_of.values(), encoding.image_batch))
         views, scores = self._views_of_pictures(processor), torch.empty(len(pictures))
-        with _bar(len(groups), progress) as bar:
+        with progress_bar(len(groups), progress) as bar:
             for group in bar.track(groups, description="matching"):
                 places = [place for own in group for place in own]
                 seen = encode_images(self, [pictures[place] for place in places], views, _identity, encoding, True)
@@ -144,7 +148,8 @@ class Inference:
         processor.check_fits(self.config)
         return processor
 
-    def _check_projections(self) -> None:
+    def check_projections(self) -> None:
+        """Errors: ValueError for a model whose pictures and texts have no embeddings."""
         if not self.config.embedding_size:
             raise ValueError(
                 "this model has no projections (config.embedding_size is 0), so its pictures and texts have no "
@@ -169,7 +174,7 @@ def _opened(picture: Picture, size: int) -> Image.Image:
     try:
         return open_image(Path(picture).read_bytes(), size)
     except SampleError as error:
-        raise ValueError(f"image {picture}: {error}; repair it or leave it out") from None
+        raise ValueError(f"image {picture}: {error}; give another or leave it out") from None
 
 
 def _pictures(given: Picture | Iterable[Picture]) -> list[Picture]:
@@ -197,12 +202,16 @@ def _texts(given: str | Iterable[str]) -> list[str]:
     return texts
 
 
-def _bar(steps: int, wanted: bool | None) -> Progress:
+def progress_bar(steps: int | None, wanted: bool | None = None) -> Progress:
+    """A bar on standard error that leaves nothing behind; by default where there is more than one step to see.
+
+    `steps` may be unknown: then the bar counts.
+    """
+    from rich import progress
     from rich.console import Console
-    from rich.progress import Progress
 
     console = Console(stderr=True, force_terminal=wanted)
-    drawn = steps > 1 if wanted is None else wanted
-    return Progress(
-        console=console, transient=True, disable=not drawn or not (console.is_terminal or console.is_jupyter)
-    )
+    drawn = (steps is None or steps > 1) if wanted is None else wanted
+    columns = ("{task.description}", progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
+    seen = console.is_terminal or console.is_jupyter
+    return progress.Progress(*columns, console=console, transient=True, disable=not (drawn and seen))

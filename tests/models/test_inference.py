@@ -136,7 +136,7 @@ def test_pictures_that_are_refused(model: CCLMModel, tmp_path: Path) -> None:
         (["nowhere.jpg"], r"images\[0\]: there is no file 'nowhere.jpg'"),
         ([tmp_path], r"images\[0\]: there is no file"),
         ([picture(1)], r"images\[0\] is of type bytes; give PIL images or paths"),
-        ([tmp_path / "broken.jpg"], r"broken.jpg: image not readable; repair it or leave it out"),
+        ([tmp_path / "broken.jpg"], r"broken.jpg: image not readable; give another or leave it out"),
         (tmp_path / "text.png", r"text.png: image not readable"),
     ):
         with pytest.raises(ValueError, match=message):
