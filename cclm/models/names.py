@@ -8,6 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What a pretrained folder consists of; other tokenizers than ours have more files than one.
+EXPORTED = (
+    *("README.md", "config.json", "processor_config.json", "original.json"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt"),
+)
+
 
 def is_here(name: str) -> bool:
     """Whether `name` can only mean a folder of this machine: the hub's are `name` or `owner/name`.

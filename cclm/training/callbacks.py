@@ -15,19 +15,10 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from cclm.data.loader import StepBatch
 from cclm.errors import first_line
 from cclm.models.model import CCLMConfig
-from cclm.models.names import model_type
+from cclm.models.names import EXPORTED, model_type
 from cclm.storage import check_replaceable, whole_file, whole_folder
 
 logger = logging.getLogger(__name__)
-
-# What a pretrained folder consists of; other tokenizers than ours have more files than one.
-EXPORTED = (
-    *("config.json", "processor_config.json"),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt"),
-)
-
 
 class Position(pl.Callback):
     """Tells the data module which batch has been trained on, so that a checkpoint resumes at the next one."""

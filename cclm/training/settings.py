@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
-from cclm.models.convert import every_layer, load_backbone, load_xlm_roberta, read_weights
+from cclm.models.adapt import adapted, adapted_config
+from cclm.models.fill import every_layer, load_backbone, load_xlm_roberta
 from cclm.models.model import CCLMConfig, CCLMModel
 from cclm.models.processor import CCLMProcessor, ImageSettings, load_tokenizer
+from cclm.models.weights import read_weights
 
 
 @dataclass(frozen=True)
 class ProcessorSettings:
-    """Tokenizer folder (`cclm data tokenizer`, or a transformers name such as xlm-roberta-base) and image settings."""
+    """Tokenizer folder (`cclm data tokenizer`, or a transformers name such as xlm-roberta-base) and image settings.
+
+    `text_cleaning`: "none", "caption" or "question", as the original code cleans these; `max_words` kept of a text.
+    """
 
     tokenizer: str
     image: ImageSettings = ImageSettings()
     max_tokens: int = 64
+    text_cleaning: str = "none"
+    max_words: int | None = None
 
     def build(self) -> CCLMProcessor:
-        """Errors: ValueError where there is no tokenizer."""
-        return CCLMProcessor(load_tokenizer(self.tokenizer), self.image, self.max_tokens)
+        """Errors: ValueError where there is no tokenizer, or no such cleaning."""
+        tokenizer = load_tokenizer(self.tokenizer)
+        return CCLMProcessor(tokenizer, self.image, self.max_tokens, self.text_cleaning, self.max_words)
 
 
 @dataclass(frozen=True)
 class NetworkSettings:
     """Geometry and initial weights of the network.
 
-    `pretrained`: a folder to start from, instead of `config`. `backbone_weights`, `text_weights`: files for the image
-    encoder (timm names or order) and for the text layers (XLM-R); `package:NAME` is the file that a package carries.
-    `text_weights_every`: n takes every n-th layer of these (2: CCLM-3M/4M cuts its 12 out of XLM-R large's 24).
+    `pretrained`: a folder to start from; `config` then holds what is changed of its geometry, for fine-tuning: heads,
+    labels, images for a text; tables are resized to the processor's image size. `backbone_weights`, `text_weights`:
+    files for the image encoder (timm names or order) and for the text layers (XLM-R); `package:NAME` is the file that
+    a package carries. `text_weights_every`: n takes every n-th layer of these (2: CCLM-3M/4M cuts its 12 out of XLM-R
+    large's 24).
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -47,11 +56,9 @@ class NetworkSettings:
     def build(self, processor: CCLMProcessor) -> tuple[CCLMModel, set[str]]:
         """The model, and the names of its parameters that no weights filled."""
         if self.pretrained:
-            if self.config or self.backbone_weights or self.text_weights:
-                raise ValueError(
-                    "network.pretrained brings geometry and weights; set network.config to {} and the weights to null"
-                )
-            return CCLMModel.from_pretrained(self.pretrained), set()
+            if self.backbone_weights or self.text_weights:
+                raise ValueError("network.pretrained brings all weights; set backbone_weights and text_weights to null")
+            return self._changed(CCLMModel.from_pretrained(self.pretrained), processor)
         geometry = {"vocab_size": processor.vocab_size, "image_size": processor.image_size, **self.config}
         model = CCLMModel(CCLMConfig(**_known(geometry)))
         filled: set[str] = set()
@@ -59,14 +66,19 @@ class NetworkSettings:
             report = load_backbone(model.image_encoder.backbone, read_weights(self.backbone_weights))
             filled |= {f"image_encoder.backbone.{name}" for name in report.filled}
         if self.text_weights:
-            weights = every_layer(read_weights(_weight_file(self.text_weights)), self.text_weights_every)
-            read = load_xlm_roberta(model, weights).filled
-            if not read:
-                raise ValueError(
-                    f"network.text_weights: {self.text_weights} holds no tensor of XLM-R; give its own file"
-                )
-            filled |= set(read)
+            weights = every_layer(read_weights(self.text_weights), self.text_weights_every)
+            filled |= set(load_xlm_roberta(model, weights).filled)
         return model, {name for name, _ in model.named_parameters()} - filled
+
+    def _changed(self, model: CCLMModel, processor: CCLMProcessor) -> tuple[CCLMModel, set[str]]:
+        changes = {"image_size": processor.image_size, **_known(self.config)}
+        config = adapted_config(model.config, changes)
+        if config.to_dict() == model.config.to_dict():
+            return model, set()
+        weights, report = adapted(model.state_dict(), model.config, config)
+        changed = CCLMModel(config)
+        changed.load_state_dict(changed.state_dict() | weights)
+        return changed, {name for name, _ in changed.named_parameters()} & set(report.new)
 
 
 @dataclass(frozen=True)
@@ -97,10 +109,3 @@ def _known(geometry: dict[str, Any]) -> dict[str, Any]:
         if kind in (bool, int, float, str) and type(value) not in {kind, int if kind is float else kind, type(None)}:
             raise ValueError(f"network.config.{key} is {value!r}; give a value like {defaults[key]!r}")
     return geometry
-
-
-def _weight_file(path: str) -> Path | str:
-    """A transformers folder stands for the weight file in it."""
-    folder = Path(path)
-    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin")] if folder.is_dir() else []
-    return next((file for file in files if file.is_file()), path)

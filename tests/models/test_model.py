@@ -10,9 +10,10 @@ import safetensors.torch
 import torch
 from transformers import AutoModel, XLMRobertaConfig, XLMRobertaModel
 
-from cclm.models.convert import every_layer, load_backbone, load_xlm_roberta, read_weights
+from cclm.models.fill import every_layer, load_backbone, load_xlm_roberta
 from cclm.models.layers import Attention, Dropout
 from cclm.models.model import CCLMConfig, CCLMModel
+from cclm.models.weights import read_weights
 
 TINY = {
     "vocab_size": 97,
@@ -66,7 +67,7 @@ def test_xlm_roberta_loads_verbatim(xlm_roberta: XLMRobertaModel) -> None:
     with torch.inference_mode():
         expected = xlm_roberta(ids, mask.long()).last_hidden_state
         got = model.encode_text(ids, mask).states
-    assert report.left_over == [] and len(report.filled) == 5 + 4 * 16
+    assert not report.left_over and len(report.filled) == 5 + 4 * 16
     assert (got - expected)[mask].abs().max() < 1e-5
 
 
@@ -303,14 +304,14 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "sprung",))
 
     torch.save({"model": Trap()}, tmp_path / "weights.th")
-    with pytest.raises(ValueError, match="not a plain weight file"):
+    with pytest.raises(ValueError, match="weights.th holds code to run"):
         read_weights(tmp_path / "weights.th")
     assert not (tmp_path / "sprung").exists()
     torch.save([1], tmp_path / "list.th")
     with pytest.raises(ValueError, match="list.th holds more than tensors"):
         read_weights(tmp_path / "list.th")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10")
-    with pytest.raises(ValueError, match="cut.safetensors is not a plain weight file"):
+    with pytest.raises(ValueError, match="cut.safetensors is cut, damaged or no weight file"):
         read_weights(tmp_path / "cut.safetensors")
 
 

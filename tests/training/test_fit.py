@@ -248,7 +248,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(fit: Run, capsys: pyt
         (["--data.loader.prefetch", "0"], "data.loader.prefetch is 0; give 1 or more"),
         (["--model.network.config.hidden_size", "0"], "hidden_size is 0; give 1 or more"),
         (["--model.network.config.dropout", "1.5"], "dropout is 1.5; it is a share"),
-        (["--model.network.pretrained", "."], "brings geometry and weights; set network.config to {}"),
+        (["--model.network.pretrained", "."], "no config.json in .; train one with"),
         (["--model.optimizer.warmup_steps", "-5"], "warmup_steps is -5"),
         (["--processor.image.image_size", "0"], "image_size is 0"),
         (["--processor.image.crop_scale", "[1.0, 0.5]"], "crop_scale is (1.0, 0.5)"),
@@ -327,7 +327,7 @@ def test_text_weights_that_fill_nothing_are_refused(fit: Run, capsys: pytest.Cap
     folder = fit()
     with pytest.raises(SystemExit):
         fit(model__network__text_weights=str(folder / "model"))
-    assert "holds no tensor of XLM-R" in capsys.readouterr().err
+    assert "which XLM-R has not; give XLM-R's own file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("objectives", [{}, {"con.trastive": objective("contrastive", "Contrastive")}])
