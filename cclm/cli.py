@@ -182,6 +182,7 @@ def _evaluate_retrieval(given: Namespace) -> None:
     from cclm.evaluation.report import Provenance, Report, check_output, table
     from cclm.evaluation.retrieval import RetrievalOptions, evaluate_retrieval
     from cclm.images import open_image
+    from cclm.models.card import refresh_scores
     from cclm.retrieval.store import ModelSource
 
     output = check_output(given.output)
@@ -204,6 +205,7 @@ def _evaluate_retrieval(given: Namespace) -> None:
     report = evaluate_retrieval(model, processor, records, views, provenance, options)
     report = replace(report, skipped=dict(skipped))
     report.write(output, baseline)
+    refresh_scores(given.model)
     Console().print(table(report, baseline))
 
 

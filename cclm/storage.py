@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+MODEL_FILES = ("*.safetensors", "*.json", "*.model")  # of a pretrained folder: what makes it the model it is
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

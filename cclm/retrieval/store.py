@@ -17,13 +17,12 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cclm.storage import file_hash, folder_hash
+from cclm.storage import MODEL_FILES, file_hash, folder_hash
 
 SCHEMA_VERSION = 1
 INDEX_FILE = "image.index"
 METADATA_FILE = "metadata.parquet"
 MANIFEST_FILE = "manifest.json"
-MODEL_FILES = ("*.safetensors", "*.json", "*.model")
 REBUILD = "build the index again with `cclm index build`"
 SCHEMA = pa.schema(
     [

@@ -14,9 +14,11 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from cclm.data.loader import StepBatch
 from cclm.errors import first_line
+from cclm.models.card import write_card
 from cclm.models.model import CCLMConfig
 from cclm.models.names import EXPORTED, model_type
 from cclm.storage import check_replaceable, whole_file, whole_folder
+from cclm.training.facts import card_facts
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +99,13 @@ class Speed(pl.Callback):
 
 
 class Export(pl.Callback):
-    """Writes the pretrained folder (weights, config, processor) when training ends; `initial` also before it starts."""
+    """Writes the pretrained folder (weights, config, processor, card) at the end; `initial` also before the start.
 
-    def __init__(self, folder: str, initial: str | None = None) -> None:
-        self.folder, self.initial = folder, initial
+    `licence`: an identifier of the hub such as apache-2.0 for the model card, which calls it unknown otherwise.
+    """
+
+    def __init__(self, folder: str, initial: str | None = None, licence: str | None = None) -> None:
+        self.folder, self.initial, self.licence = folder, initial, licence
 
     def setup(self, trainer: pl.Trainer, system: pl.LightningModule, stage: str) -> None:
         """Errors: ValueError, before the training, for a folder that holds anything but a former export."""
@@ -120,10 +125,12 @@ class Export(pl.Callback):
         self._write(trainer, system, self.folder)
 
     def _write(self, trainer: pl.Trainer, system: pl.LightningModule, folder: str) -> None:
+        facts = card_facts(trainer, system, Path(folder), self.licence)
         if trainer.is_global_zero:
             with whole_folder(folder) as partial:
                 system.model.save_pretrained(partial)
                 system.processor.save_pretrained(partial)
+                write_card(partial, facts)
         trainer.strategy.barrier("export")
 
 

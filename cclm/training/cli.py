@@ -24,6 +24,7 @@ from cclm.errors import first_line
 from cclm.storage import whole_file
 from cclm.training.callbacks import Bar, Position, Speed, WholeCheckpoints
 from cclm.training.datamodule import PairDataModule
+from cclm.training.facts import CONFIG_OF_RUN
 from cclm.training.settings import ProcessorSettings
 from cclm.training.system import CrossViewSystem
 
@@ -71,7 +72,7 @@ class KeptConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, system: LightningModule, stage: str) -> None:
         text = self.parser.dump(self.config, skip_none=False)
-        with whole_file(Path(trainer.log_dir or trainer.default_root_dir) / "config_of_run.yaml") as partial:
+        with whole_file(Path(trainer.log_dir or trainer.default_root_dir) / CONFIG_OF_RUN) as partial:
             partial.write_text(text, encoding="utf-8")
 
 

@@ -1,0 +1,67 @@
+"""What a model card says of a training: its streams, their manifests, its recipe, its last validation."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from cclm.data.batches import StreamConfig
+from cclm.data.shards import MANIFEST, Manifest, list_shards
+from cclm.models.card import CardFacts, StreamFacts
+
+CONFIG_OF_RUN = "config_of_run.yaml"
+
+
+def card_facts(trainer: pl.Trainer, system: pl.LightningModule, folder: Path, licence: str | None) -> CardFacts:
+    """To be called on every rank: the folder of the logs is agreed upon. `folder`: where the card will lie."""
+    logs = Path(trainer.log_dir or trainer.default_root_dir)
+    place = folder.absolute()
+    settings = system.settings
+    recipe = {
+        "updates": f"{trainer.global_step:,} of {trainer.max_steps:,}",
+        "optimizer": f"AdamW, rate {settings.lr:g}, weight decay {settings.weight_decay:g}, betas {settings.betas}",
+        "schedule": f"{settings.schedule}, {settings.warmup_steps:,} steps of warm-up",
+        "gradient norm": f"clipped at {settings.clip_norm:g}" if settings.clip_norm else "not clipped",
+        "frozen": ", ".join(settings.frozen) or "nothing",
+        "precision": str(trainer.precision),
+        "processes": str(trainer.world_size),
+        "seed": str(system.seed),
+        "texts": f"up to {system.processor.max_tokens} tokens of a vocabulary of {system.processor.vocab_size:,}",
+        "whole configuration": f"`{os.path.relpath((logs / CONFIG_OF_RUN).absolute(), place)}`, seen from here",
+    }
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("eval/")}
+    return CardFacts(
+        name=f"{place.parent.name}/{place.name}",
+        origin="Trained by `cclm fit`." if trainer.global_step else "The start of a training: nothing learned yet.",
+        config=system.model.config,
+        streams=tuple(
+            _stream(name, config, tuple(system.objectives[name])) for name, config in trainer.datamodule.streams.items()
+        ),
+        recipe=recipe,
+        licence=licence,
+        validation={name.removeprefix("eval/"): value for name, value in logged.items()},
+    )
+
+
+def _stream(name: str, config: StreamConfig, objectives: tuple[str, ...]) -> StreamFacts:
+    shards = [config.shards] if isinstance(config.shards, str) else list(config.shards)
+    samples: int | None = 0
+    languages: dict[str, int] = {}
+    listed: dict[Path, set[str]] = {}
+    for path in list_shards(shards, config.allow_pipe):
+        listed.setdefault(Path(path).parent, set()).add(Path(path).name)
+    for folder, names in listed.items():
+        if not (folder / MANIFEST).is_file():
+            samples = None
+            continue
+        manifest = Manifest.load(folder)
+        if samples is not None:
+            samples += sum(entry.samples for entry in manifest.shards if entry.name in names)
+        for language, count in manifest.languages.items():
+            languages[language] = languages.get(language, 0) + count
+    wanted = config.pairs.languages
+    anchor = getattr(config.pairs, "anchor", None)
+    trained = {code: n for code, n in languages.items() if wanted is None or code in wanted or code == anchor}
+    return StreamFacts(name, tuple(shards), samples, dict(sorted(trained.items())), config.batch_size, objectives)
