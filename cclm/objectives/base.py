@@ -26,6 +26,12 @@ class EncodedPair:
     target: View
     generator: torch.Generator | None = None  # on the views' device
 
+    @property
+    def record_ids(self) -> Tensor:
+        """(B,) int64, equal for pairs of one record."""
+        assert self.batch.ids is not None, "the loader fills them"
+        return self.batch.ids
+
     @cached_property
     def memory(self) -> Memory:
         return self.model.project(self.context)

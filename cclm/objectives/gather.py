@@ -25,11 +25,25 @@ class _Gather(torch.autograd.Function):
         return gradient[start : start + ctx.count]
 
 
+def ranks() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_values(values: Tensor) -> Tensor:
+    """(B,) of this rank -> (ranks * B,) of all, without a gradient."""
+    if ranks() == 1:
+        return values
+    gathered = [torch.empty_like(values) for _ in range(ranks())]
+    dist.all_gather(gathered, values.contiguous())
+    return torch.cat(gathered)
+
+
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     """(B, E) of this rank -> (ranks * B, E) of all, and the position of this rank's first row.
 
     Every rank must hold the same number of rows. Without a process group it is the identity.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if ranks() == 1:
         return rows, 0
     return _Gather.apply(rows), dist.get_rank() * len(rows)

@@ -16,14 +16,15 @@ class Matching(Objective):
     `rows` limits it to the first pairs of the batch, since fusion costs most of a step; negatives come from those rows.
     `hardness` h: a wrong partner is drawn with a chance in proportion to exp(h * similarity / temperature). At 1, as in
     the reference, nothing that the embeddings know tells it from the right one, and a small model stays at chance for
-    long; at 0 all are equally likely.
+    long; at 0 all are equally likely. `by_record`: partners from the same record are no wrong ones (retrieval
+    fine-tuning, where an image comes with several of its captions).
     """
 
-    def __init__(self, rows: int | None = None, hardness: float = 1.0) -> None:
+    def __init__(self, rows: int | None = None, hardness: float = 1.0, by_record: bool = False) -> None:
         super().__init__()
         if not hardness >= 0:
             raise ValueError(f"matching hardness is {hardness}; choose 0 (any wrong partner) to 1 (by similarity)")
-        self.rows, self.hardness = rows, hardness
+        self.rows, self.hardness, self.by_record = rows, hardness, by_record
 
     def forward(self, pair: EncodedPair, draft: Draft | None = None, view: View | None = None) -> Tensor:
         count = first_rows(len(pair.batch), self.rows)
@@ -33,7 +34,7 @@ class Matching(Objective):
             )
         rows = torch.arange(count, device=pair.target.embedding.device)
         target, memory = pair.target.select(rows), pair.memory.select(rows)
-        negative_context, negative_target = draw_negatives(pair, count, self.hardness)
+        negative_context, negative_target = draw_negatives(pair, self._allowed(pair, count), self.hardness)
         texts = _join_views(target, target, target.select(negative_target))
         contexts = _join_memories(memory, memory.select(negative_context), memory)
         logits = pair.model.match_logits(pair.model.fuse(texts, contexts))  # (3 B, 2)
@@ -41,22 +42,38 @@ class Matching(Objective):
         labels[:count] = 1
         return F.cross_entropy(logits.float(), labels)
 
+    def _allowed(self, pair: EncodedPair, count: int) -> Tensor:
+        """Which partners (B, B) are wrong ones."""
+        if not self.by_record:
+            return ~torch.eye(count, dtype=torch.bool, device=pair.target.embedding.device)
+        ids = pair.record_ids[:count]
+        return ids[:, None] != ids
+
 
 @torch.no_grad()
-def draw_negatives(pair: EncodedPair, count: int, hardness: float = 1.0) -> tuple[Tensor, Tensor]:
-    """For each of the first `count` pairs a wrong context and a wrong target, (count,) each, likely when similar."""
+def draw_negatives(pair: EncodedPair, allowed: Tensor, hardness: float = 1.0) -> tuple[Tensor, Tensor]:
+    """For each of the first B pairs a wrong context and a wrong target, (B,) each, likely when similar.
+
+    `allowed` (B, B) bool says which are wrong ones. Errors: ValueError where a pair has none.
+    """
+    if not allowed.any(1).all():
+        raise ValueError(
+            f"stream {pair.batch.stream}: all pairs of a batch are of one record, none is wrong; raise batch_size"
+        )
+    count = len(allowed)
     context, target = pair.context.embedding[:count], pair.target.embedding[:count]
     similarity = (hardness * pair.model.scale() * target @ context.T).float()  # (B, B) row: target, column: context
-    of_targets = _weights(similarity)
-    of_contexts = _weights(similarity.T)
+    of_targets = negative_weights(similarity, allowed)
+    of_contexts = negative_weights(similarity.T, allowed)
     contexts = torch.multinomial(of_targets, 1, generator=pair.generator).squeeze(1)
     return contexts, torch.multinomial(of_contexts, 1, generator=pair.generator).squeeze(1)
 
 
-def _weights(similarity: Tensor) -> Tensor:
+def negative_weights(similarity: Tensor, allowed: Tensor) -> Tensor:
+    """Chances (B, B), up to a factor per row, of the `allowed` partners by their scaled similarity."""
     # Of a model that diverged the loss shall tell, not the draw. The floor keeps easy partners possible.
     weights = similarity.nan_to_num(0.0, 0.0, 0.0).softmax(1) + 1e-5
-    return weights.fill_diagonal_(0)
+    return weights.where(allowed, 0.0)
 
 
 def _join_views(*views: View) -> View:

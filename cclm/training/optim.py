@@ -18,7 +18,9 @@ class OptimizerSettings:
     """AdamW and its schedule. The defaults are CCLM's (reference/cclm.md 3.4).
 
     `frozen` and `rates` name parts by the start of their parameters' names (`image_encoder`, `fusion` ..); `new_factor`
-    multiplies the rate of parameters that no pretrained weights filled.
+    multiplies the rate of parameters that no pretrained weights filled. `as_published`: the warm-up starts with a step
+    at rate 0, and vectors that are neither biases nor norms by name decay too (logit_scale, layer scales, the norm
+    within a matching head), as in the original.
     """
 
     lr: float = 1e-4
@@ -31,6 +33,7 @@ class OptimizerSettings:
     clip_norm: float = 1.0
     rates: dict[str, float] = field(default_factory=dict)
     frozen: list[str] = field(default_factory=list)
+    as_published: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -61,7 +64,8 @@ def parameter_groups(named: dict[str, nn.Parameter], settings: OptimizerSettings
             continue
         lr = next((rate for part, rate in settings.rates.items() if _belongs(name, part)), settings.lr)
         lr *= settings.new_factor if name in new else 1.0
-        decay = 0.0 if _undecayed(name, parameter) else settings.weight_decay
+        vector = parameter.dim() <= 1 and not settings.as_published
+        decay = 0.0 if vector or re.search(r"bias|norm", name) else settings.weight_decay
         group = groups.setdefault((lr, decay), {"params": [], "names": [], "lr": lr, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)
@@ -81,7 +85,7 @@ def build_schedule(optimizer: AdamW, settings: OptimizerSettings, total_steps: i
 
     def factor(step: int) -> float:
         if step < warmup:
-            return (step + 1) / (warmup + 1)
+            return step / warmup if settings.as_published else (step + 1) / (warmup + 1)
         progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
         if settings.schedule == "cosine":
             return (1 + math.cos(math.pi * progress)) / 2
@@ -98,7 +102,3 @@ def _check_part(named: dict[str, nn.Parameter], part: str, where: str) -> None:
     if not any(_belongs(name, part) for name in named):
         parts = sorted({name.split(".")[0] for name in named})
         raise ValueError(f"optimizer.{where} names {part!r}, no such part of the model; parts: {', '.join(parts)}")
-
-
-def _undecayed(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.dim() <= 1 or re.search(r"bias|norm", name) is not None

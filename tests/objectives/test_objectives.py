@@ -36,6 +36,11 @@ def encoded(model: CCLMModel, pairs: PairBatch) -> EncodedPair:
     return EncodedPair(model, pairs, pairs.context.encode(model), pairs.target.encode(model), _seed(0))
 
 
+def others(count: int) -> torch.Tensor:
+    """Every partner but a pair's own."""
+    return ~torch.eye(count, dtype=torch.bool)
+
+
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_contrastive(kind: str) -> None:
     model = tiny()
@@ -60,7 +65,7 @@ def test_matching_scores_true_pairs_against_drawn_ones() -> None:
     pairs = batch(model)
     loss = Matching()(encoded(model, pairs))
     pair = encoded(model, pairs)  # the same generator state: the same negatives
-    contexts, targets = draw_negatives(pair, 6)
+    contexts, targets = draw_negatives(pair, others(6))
     rows = torch.arange(6)
     combinations = [(rows, rows, 1), (rows, contexts, 0), (targets, rows, 0)]
     expected = torch.cat(
@@ -80,7 +85,7 @@ def test_matching_scores_true_pairs_against_drawn_ones() -> None:
 def test_negatives_are_wrong_partners_as_likely_as_their_similarity_and_the_hardness_say(hardness: float) -> None:
     model = tiny()
     pair = encoded(model, batch(model, rows=8))
-    drawn = [draw_negatives(pair, 8, hardness) for _ in range(300)]
+    drawn = [draw_negatives(pair, others(8), hardness) for _ in range(300)]
     assert all(
         (contexts != torch.arange(8)).all() and (targets != torch.arange(8)).all() for contexts, targets in drawn
     )
