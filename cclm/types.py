@@ -230,10 +230,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two views of one record, before processing. A side is text (str) or an encoded image (bytes)."""
+    """Two views of one record, before processing. A side is text (str), an encoded image (bytes) or several."""
 
     key: str
-    context: str | bytes
+    context: str | bytes | tuple[bytes, ...]
     target: str
     languages: tuple[str | None, str]  # of context (None: an image) and target
     labels: dict[str, float] = field(default_factory=dict)  # of a statement

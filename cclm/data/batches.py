@@ -1,23 +1,27 @@
-"""One stream -> batches of pairs, sorted by text length within a pool, resumable in mid-pool.
+"""One stream -> batches of pairs, sorted by text length within a pool, resumable in mid-pool and in mid-record.
 
 Position is a pure function of counters: a pool of `bucket` batches is drawn, sorted, cut and shuffled, so the state is
-the record stream's at the pool's start plus the number of batches taken since.
+the record stream's at the pool's start plus the number of batches taken since. Where a pool ends within the pairs of a
+record, the rest of them begins the next one, and the state counts those that were used.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
+import torch
+
 from cclm.data.pairs import PairDrawer, UnwantedError
-from cclm.data.readers import ImageReader, ImageRequest, Processor
-from cclm.data.records import SampleError
+from cclm.data.readers import ImageReader, ImageRequest, Processor, Seen
 from cclm.data.seeding import permutation_of, random_of, seed_of
 from cclm.data.stream import Located, Share, StreamSettings, open_stream
-from cclm.types import ImageInput, Pair, PairBatch, StatesInput, TextInput
+from cclm.errors import SampleError
+from cclm.types import Labels, Pair, PairBatch, TextInput
 
 
 @dataclass
@@ -25,7 +29,8 @@ class StreamConfig:
     """One stream of training pairs.
 
     `shards`: a folder, tar, pattern, list of these, or folder -> weight. `bucket`: batches drawn at once to be sorted
-    by text length (1: no sorting). `max_tokens`: of either text, None for the processor's own.
+    by text length (1: no sorting); texts about regions of one image stay together. `max_tokens`: of either text, None
+    for the processor's own.
     """
 
     shards: str | list[str] | dict[str, float]
@@ -60,6 +65,11 @@ class _Drawn:
         context = len(self.pair.context) if isinstance(self.pair.context, str) else 0
         return len(self.pair.target) + context
 
+    @property
+    def sight(self) -> int:
+        """Equal for neighbours that share what is decoded for them: the regions of one crop."""
+        return id(self if self.pair.part is None else self.located)
+
 
 class BatchStream:
     """Batches of one stream for one reader, forever."""
@@ -78,6 +88,9 @@ class BatchStream:
         self._pairs.bind(self._stream.languages, str(config.shards))
         self._unwanted: Counter[str] = Counter()
         self._last_epoch = 0  # the last one that gave a pair
+        self._each: int | None = None  # images of a record
+        self._rest: deque[_Drawn] = deque()  # pairs of the last record that wait for their turn
+        self._used = 0  # its pairs that do not
         self._pool: list[list[_Drawn]] = []
         self._pools = self._taken = self._spares = 0
         self._start = self._begin()
@@ -87,7 +100,14 @@ class BatchStream:
         return self._stream.skipped + self._unwanted
 
     def _begin(self) -> dict[str, Any]:
-        return {"stream": self._stream.state_dict(), "unwanted": dict(self._unwanted), "epoch": self._last_epoch}
+        """The position between two pairs: a record with pairs left is drawn again, and the used ones passed over."""
+        within = bool(self._rest)
+        return {
+            "stream": self._stream.state_dict(before_last=within),
+            "unwanted": dict(self._unwanted),
+            "epoch": self._last_epoch,
+            "used": self._used if within else 0,
+        }
 
     def __next__(self) -> PairBatch:
         if self._taken >= self._config.bucket:
@@ -102,70 +122,94 @@ class BatchStream:
         return batch
 
     def _draw(self) -> _Drawn:
-        """The next pair. Errors: ValueError after a whole epoch without one."""
-        while True:
-            located = next(self._stream)
-            if self._stream.epoch > self._last_epoch + 1:
-                reasons = ", ".join(f"{count} x {reason}" for reason, count in self.skipped.most_common())
-                raise ValueError(
-                    f"stream {self._name}: an epoch of {self._config.shards} gave no pair ({reasons});"
-                    f" change the stream's languages or its {type(self._config.pairs).__name__}"
-                )
-            draw = random_of(self._settings.seed, "pair", located.epoch, located.record.key)
-            try:
-                pair = self._pairs.draw(located.record, draw)
-            except UnwantedError as error:
-                self._unwanted[error.reason] += 1
-                continue
-            if pair is not None:
-                self._last_epoch = self._stream.epoch
-                return _Drawn(pair, located)
+        """The next pair, of the last record as long as it has some. Errors: as _draw_record."""
+        while not self._rest:
+            self._rest, self._used = self._draw_record(), 0
+        self._used += 1
+        return self._rest.popleft()
+
+    def _draw_record(self) -> deque[_Drawn]:
+        """The pairs of the next record, perhaps none. Errors: ValueError after a whole epoch without one."""
+        located = next(self._stream)
+        if self._stream.epoch > self._last_epoch + 1:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in self.skipped.most_common())
+            raise ValueError(
+                f"stream {self._name}: an epoch of {self._config.shards} gave no pair ({reasons});"
+                f" change the stream's languages or its {type(self._config.pairs).__name__}"
+            )
+        draw = random_of(self._settings.seed, "pair", located.epoch, located.record.key)
+        try:
+            pairs = self._pairs.draw(located.record, draw)
+        except UnwantedError as error:
+            self._unwanted[error.reason] += 1
+            return deque()
+        if pairs:
+            self._last_epoch = self._stream.epoch
+        return deque(_Drawn(pair, located) for pair in pairs)
 
     def _draw_pool(self) -> list[list[_Drawn]]:
         size, bucket = self._config.batch_size, self._config.bucket
         drawn = [self._draw() for _ in range(size * bucket)]
         if bucket > 1:
-            # In a small dataset a key comes several times per pool, and sorting would put it beside itself, where a
-            # contrastive loss takes it for its own negative. So all first comings are sorted, then all second ones ..
-            times: Counter[str] = Counter()
-            order = []
-            for item in drawn:
-                order.append((times[item.pair.key], item.length))
-                times[item.pair.key] += 1
-            drawn = [drawn[i] for i in sorted(range(len(drawn)), key=order.__getitem__)]
+            drawn = _by_length(drawn)
         shuffle = permutation_of(bucket, self._settings.seed, "batches", self._share.index, self._pools)
         return [drawn[i * size : (i + 1) * size] for i in shuffle]
 
     def _collate(self, drawn: list[_Drawn]) -> PairBatch:
-        context: ImageInput | StatesInput | TextInput
+        context: Seen | TextInput
         if isinstance(drawn[0].pair.context, str):
             context = self._processor.texts([str(item.pair.context) for item in drawn], self._config.max_tokens)
         else:
             drawn, context = self._read_images(drawn)
         target = self._processor.texts([item.pair.target for item in drawn], self._config.max_tokens)
-        return PairBatch(self._name, context, target, tuple(item.pair.key for item in drawn))
+        keys = tuple(item.pair.key for item in drawn)
+        ids = torch.tensor([seed_of(key) for key in keys])  # (B,) int64
+        return PairBatch(self._name, context, target, keys, ids, self._labels(drawn))
 
-    def _read_images(self, drawn: list[_Drawn]) -> tuple[list[_Drawn], ImageInput | StatesInput]:
-        """Images of a batch; a bad one's pair gives way to the stream's next, so that batches keep their size."""
+    def _labels(self, drawn: list[_Drawn]) -> Labels | None:
+        """What is said of the pairs; labels are tokenised as they are, for they are answers to be met to the letter."""
+        said = [(row, name, weight) for row, item in enumerate(drawn) for name, weight in item.pair.labels.items()]
+        if not said:
+            return None
+        owner, names, weight = zip(*said, strict=True)
+        text = self._processor.texts(list(names), clean=False)
+        return Labels(names, text, torch.tensor(owner), torch.tensor(weight, dtype=torch.float32))
+
+    def _read_images(self, drawn: list[_Drawn]) -> tuple[list[_Drawn], Seen]:
+        """Images of a batch; a bad one's pairs give way to the stream's next, so that batches keep their size."""
         if self._images is None:
             raise ValueError(f"stream {self._name} draws images, but no image reader was given to the loader")
         good = list(drawn)
-        images = self._images.start()
+        images = self._images.start(self._request(good[0]))
+        bad: set[tuple[int, str]] = set()  # records that are counted: each once, however many pairs it has here
         row = 0
         while row < len(good):
+            visit = (good[row].located.epoch, good[row].pair.key)
             try:
-                images.add(self._request(good[row]))
-                row += 1
+                if visit not in bad:
+                    images.add(self._request(good[row]))
+                    row += 1
+                    continue
             except SampleError as error:
                 self._stream.count_bad(error.reason, good[row].pair.key)
-                good[row] = self._draw()
-                self._spares += 1
+                bad.add(visit)
+            good[row] = self._draw()
+            self._spares += 1
         return good, images.finish()
 
     def _request(self, item: _Drawn) -> ImageRequest:
-        (slot, *_) = item.located.slots
-        seed = seed_of(self._settings.seed, "image", item.located.epoch, item.pair.key)
-        return ImageRequest(item.pair.key, slot, seed)
+        pair, slots = item.pair, item.located.slots
+        if not isinstance(pair.context, tuple):
+            slots = slots[:1]
+        self._each = self._each or len(slots)
+        if len(slots) != self._each:
+            raise ValueError(
+                f"stream {self._name}: record {pair.key!r} has {len(slots)} images, one before it {self._each};"
+                " give records with other numbers of images streams of their own"
+            )
+        return ImageRequest(
+            pair.key, slots, seed_of(self._settings.seed, "image", item.located.epoch, pair.key), pair.part
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -181,8 +225,27 @@ class BatchStream:
         self._start = state["start"]
         self._stream.load_state_dict(self._start["stream"])
         self._unwanted, self._last_epoch = Counter(self._start["unwanted"]), self._start["epoch"]
+        self._rest.clear()
+        for _ in range(self._start.get("used", 0)):  # positions of before have none: a record gave one pair
+            self._draw()
         self._pools, self._taken, self._spares = state["pools"], state["taken"], state["spares"]
         self._pool = self._draw_pool() if self._taken else []
         for _ in range(self._spares):
             self._draw()
         self._stream.load_state_dict(state["now"])  # adds what images read since then have been found bad
+
+
+def _by_length(drawn: list[_Drawn]) -> list[_Drawn]:
+    """Sorted by text length; pairs that share a decoded image stay together, as long as their longest.
+
+    In a small dataset a key comes several times per pool, and sorting would put it beside itself, where a contrastive
+    loss takes it for its own negative. So all first comings are sorted, then all second ones ..
+    """
+    times: Counter[str] = Counter()
+    bundles = []
+    for _, neighbours in groupby(drawn, key=lambda item: item.sight):
+        bundle = list(neighbours)
+        key = bundle[0].pair.key
+        bundles.append(((times[key], max(item.length for item in bundle)), bundle))
+        times[key] += 1
+    return [item for _, bundle in sorted(bundles, key=lambda found: found[0]) for item in bundle]

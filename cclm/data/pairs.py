@@ -1,20 +1,25 @@
-"""Record -> two views: which views, and in which languages. Every draw depends only on (seed, epoch, key).
+"""Record -> pairs of views: which views, and in which languages. Every draw depends only on (seed, epoch, key).
 
 Temperature T: over the dataset, language l is drawn with a share of about count_l ^ (1 / T), count_l being the number
 of records that have l (from the manifest). T = 1 leaves languages as frequent as they are; a larger T lifts rare ones.
 Since records come one after another and hold few languages each, this takes two steps: l has the rate
 r_l = (count_l / smallest count) ^ (1 / T - 1), at least 1/50; a record is used in this epoch with the largest rate of
-its wanted languages, and of these l is chosen in proportion to r_l.
+its wanted languages, and of these l is chosen in proportion to r_l. A record of statements is so judged statement by
+statement; one of regions as a whole, so that no image is decoded for few of its texts.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from typing import Literal, TypeAlias
 
-from cclm.data.records import SampleError
-from cclm.types import Pair, Record
+from cclm.errors import SampleError
+from cclm.types import Pair, Part, Record, Region
+
+Box: TypeAlias = tuple[float, float, float, float]  # left, top, width, height in pixels
 
 _LEAST_RATE = 0.02  # a bound on how many records are passed over for one that is used
 
@@ -24,7 +29,7 @@ class UnwantedError(SampleError):
 
 
 class PairDrawer(ABC):
-    """Draws a pair from a record. `languages`: those wanted, None for all. `temperature`: see the module's docstring.
+    """Draws pairs from a record. `languages`: those wanted, None for all. `temperature`: see the module's docstring.
 
     Errors: ValueError for a temperature of 0 or less.
     """
@@ -51,8 +56,11 @@ class PairDrawer(ABC):
         self._rates = {language: max(rate / most, _LEAST_RATE) for language, rate in rates.items()}
 
     @abstractmethod
-    def draw(self, record: Record, draw: random.Random) -> Pair | None:
-        """The pair of this epoch, or None where temperature passes over the record this time. Errors: UnwantedError."""
+    def draw(self, record: Record, draw: random.Random) -> list[Pair]:
+        """The pairs of this epoch, none where temperature passes over the record this time. Errors: UnwantedError.
+
+        Only `record` and `draw` decide: images are not read yet, and b"" in a stream.
+        """
 
     def _required(self) -> set[str]:
         return set()
@@ -75,16 +83,15 @@ class PairDrawer(ABC):
 class ImageCaption(PairDrawer):
     """Context: the image. Target: one of its captions; each epoch draws anew."""
 
-    def draw(self, record: Record, draw: random.Random) -> Pair | None:
-        if record.image is None:
-            raise UnwantedError("record without an image")
+    def draw(self, record: Record, draw: random.Random) -> list[Pair]:
+        image = _image_of(record)
         languages = self._wanted(record.captions)
         if not languages:
             raise UnwantedError("no caption in a wanted language")
         if not self._accepts(languages, draw):
-            return None
+            return []
         language = self._choose(languages, draw)
-        return Pair(record.key, record.image, draw.choice(record.captions[language]), (None, language))
+        return [Pair(record.key, image, draw.choice(record.captions[language]), (None, language))]
 
 
 class Translation(PairDrawer):
@@ -115,7 +122,7 @@ class Translation(PairDrawer):
     def _texts(self, record: Record) -> Mapping[str, list[str]]:
         return {language: [text] for language, text in record.parallel.items()}
 
-    def draw(self, record: Record, draw: random.Random) -> Pair | None:
+    def draw(self, record: Record, draw: random.Random) -> list[Pair]:
         texts = self._texts(record)
         languages = self._wanted(texts)
         if self.anchor is not None and self.anchor not in texts:
@@ -123,7 +130,7 @@ class Translation(PairDrawer):
         if len(languages) < (1 if self.anchor is not None else 2):
             raise UnwantedError("no two texts in wanted languages")
         if not self._accepts(languages, draw):
-            return None
+            return []
         first = self.anchor
         if first is None:
             first = self._choose(languages, draw)
@@ -132,7 +139,7 @@ class Translation(PairDrawer):
         context, target = draw.choice(texts[first]), draw.choice(texts[second])
         if draw.random() < self.swap:
             first, second, context, target = second, first, target, context
-        return Pair(record.key, context, target, (first, second))
+        return [Pair(record.key, context, target, (first, second))]
 
 
 class CaptionCaption(Translation):
@@ -140,3 +147,126 @@ class CaptionCaption(Translation):
 
     def _texts(self, record: Record) -> Mapping[str, list[str]]:
         return record.captions
+
+
+class Statements(PairDrawer):
+    """Context: the image, or all images of the record where it has several. Target: a statement, with its labels.
+
+    Every statement is one pair of every epoch, in a language drawn for it; their order is drawn too.
+    """
+
+    def draw(self, record: Record, draw: random.Random) -> list[Pair]:
+        image = _image_of(record)
+        context = (image, *record.others) if record.others else image
+        wanted = [(each, languages) for each in record.statements if (languages := self._wanted(each.texts))]
+        if not wanted:
+            raise UnwantedError("no statement in a wanted language")
+        draw.shuffle(wanted)
+        pairs = []
+        for statement, languages in wanted:
+            if self._accepts(languages, draw):
+                language = self._choose(languages, draw)
+                target = statement.texts[language]
+                pairs.append(Pair(record.key, context, target, (None, language), statement.labels))
+        return pairs
+
+
+class Regions(PairDrawer):
+    """Context: a crop of the image, its left and right swapped by even odds. Targets: captions of the regions in it.
+
+    The crop holds one whole region, drawn among those with a caption in a wanted language; its edges lie anywhere
+    between that region's and the image's. A caption of the whole image comes first where the record has one, then
+    regions in drawn order of which more than `least_visible` (a share) lies in the crop, up to `max_regions` texts.
+    `attributes`: "same" puts an attribute of the caption's language before it ("red ball"), "any" one of any wanted
+    language, "none" none. Which texts, which crop: as the original (reference/cclm.md 3.1, 7.2).
+    """
+
+    def __init__(
+        self,
+        languages: list[str] | None = None,
+        temperature: float = 1.0,
+        max_regions: int = 5,
+        least_visible: float = 0.5,
+        attributes: Literal["same", "any", "none"] = "same",
+    ) -> None:
+        super().__init__(languages, temperature)
+        if max_regions < 1:
+            raise ValueError(f"Regions: max_regions={max_regions}; give 1 or more")
+        if not 0 <= least_visible < 1:
+            raise ValueError(f"Regions: least_visible={least_visible} is a share, from 0 to below 1")
+        if attributes not in ("same", "any", "none"):
+            raise ValueError(f"Regions: attributes={attributes!r}; allowed: same, any, none")
+        self.max_regions = max_regions
+        self.least_visible = least_visible
+        self.attributes = attributes
+
+    def draw(self, record: Record, draw: random.Random) -> list[Pair]:
+        image = _image_of(record)
+        regions = [region for region in record.regions if self._wanted(region.captions)]
+        if not regions:
+            raise UnwantedError("no region with a caption in a wanted language")
+        assert record.size is not None  # the decoder lets no regions through without it
+        whole = self._wanted(record.captions)
+        spoken = {language for region in regions for language in self._wanted(region.captions)}
+        if not self._accepts(sorted(spoken.union(whole)), draw):
+            return []
+        crop = _draw_crop(_clip(draw.choice(regions).box, (0.0, 0.0, *record.size)), record.size, draw)
+        flip = draw.random() < 0.5
+        pairs = []
+        if whole:
+            language = self._choose(whole, draw)
+            part = Part(crop, flip, (0.5, 0.5, 1.0, 1.0), whole=True)
+            pairs.append(Pair(record.key, image, draw.choice(record.captions[language]), (None, language), part=part))
+        for region in draw.sample(regions, len(regions)):
+            if len(pairs) >= self.max_regions:
+                break
+            full = _clip(region.box, (0.0, 0.0, *record.size))
+            seen = _clip(full, crop)
+            if _area(seen) > self.least_visible * _area(full):
+                language, text = self._text(region, draw)
+                part = Part(crop, flip, _shares(seen, crop, flip), whole=False)
+                pairs.append(Pair(record.key, image, text, (None, language), part=part))
+        return pairs
+
+    def _text(self, region: Region, draw: random.Random) -> tuple[str, str]:
+        """Language and text of a region."""
+        language = self._choose(self._wanted(region.captions), draw)
+        text = draw.choice(region.captions[language])
+        if self.attributes == "none":
+            return language, text
+        spoken = self._wanted(region.attributes) if self.attributes == "any" else [language]
+        spoken = [each for each in spoken if each in region.attributes]
+        if spoken:
+            text = f"{draw.choice(region.attributes[self._choose(spoken, draw)])} {text}"
+        return language, text
+
+
+def _image_of(record: Record) -> bytes:
+    if record.image is None:
+        raise UnwantedError("record without an image")
+    return record.image
+
+
+def _draw_crop(box: Box, size: tuple[int, int], draw: random.Random) -> Box:
+    """A crop on whole pixels that holds all of `box`; each edge is uniform between the box's and the image's."""
+    left, top = draw.randint(0, math.floor(box[0])), draw.randint(0, math.floor(box[1]))
+    right = draw.randint(min(math.ceil(box[0] + box[2]), size[0]), size[0])
+    bottom = draw.randint(min(math.ceil(box[1] + box[3]), size[1]), size[1])
+    return float(left), float(top), float(right - left), float(bottom - top)
+
+
+def _clip(box: Box, frame: Box) -> Box:
+    """The part of `box` inside `frame`; where there is none, its width or height is 0."""
+    left, top = max(box[0], frame[0]), max(box[1], frame[1])
+    right, bottom = min(box[0] + box[2], frame[0] + frame[2]), min(box[1] + box[3], frame[1] + frame[3])
+    return left, top, max(right - left, 0.0), max(bottom - top, 0.0)
+
+
+def _area(box: Box) -> float:
+    return box[2] * box[3]
+
+
+def _shares(box: Box, crop: Box, flip: bool) -> Box:
+    """Centre and extent of `box` as shares of the crop, left and right swapped where it is flipped."""
+    x, y = (box[0] - crop[0] + box[2] / 2) / crop[2], (box[1] - crop[1] + box[3] / 2) / crop[3]
+    return (1 - x if flip else x), y, box[2] / crop[2], box[3] / crop[3]

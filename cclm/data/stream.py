@@ -224,15 +224,17 @@ class RecordStream:
             raise SampleError("neither image nor json")
         return decode_text_records(sample.key, sample.texts["json"].read())
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, before_last: bool = False) -> dict[str, Any]:
+        """Plain numbers. With `before_last` the record that came last is still to come."""
+        back = int(before_last)  # it lies in the present group: the next one is entered only when asked for more
         return {
             "epoch": self._epoch,
             "group": self._group,
-            "position": self._position,
+            "position": self._position - back,
             "counted": self._counted,
-            "seen": self._seen,
+            "seen": self._seen - back,
             "bad": self._bad,
-            "good_in_epoch": self._good_in_epoch,
+            "good_in_epoch": self._good_in_epoch - back,
             "skipped": dict(self.skipped),
         }
 
@@ -283,8 +285,9 @@ class MixedStream:
     def count_bad(self, reason: str, where: str, samples: int = 1) -> None:
         self._last.count_bad(reason, where, samples)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"draws": self._draws, "parts": {name: part.state_dict() for name, part in self._parts.items()}}
+    def state_dict(self, before_last: bool = False) -> dict[str, Any]:
+        parts = {name: part.state_dict(before_last and part is self._last) for name, part in self._parts.items()}
+        return {"draws": self._draws - int(before_last), "parts": parts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if set(state["parts"]) != set(self._parts):

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from cclm.data.pairs import CaptionCaption, ImageCaption, PairDrawer, Translation, UnwantedError
+from cclm.data.pairs import (
+    CaptionCaption,
+    ImageCaption,
+    PairDrawer,
+    Regions,
+    Statements,
+    Translation,
+    UnwantedError,
+)
 from cclm.data.seeding import random_of
-from cclm.types import Pair, Record
+from cclm.types import Pair, Part, Record, Region, Statement
 
 IMAGE = Record("k", b"", {"en": ["a", "b", "c"], "de": ["x"]}, {"en": "s", "fr": "t", "de": "u"})
 
 
 def _draws(drawer: PairDrawer, record: Record, count: int = 400) -> list[Pair]:
     drawn = [drawer.draw(record, random_of("seed", epoch, record.key)) for epoch in range(count)]
-    return [pair for pair in drawn if pair is not None]
+    return [pair for pairs in drawn for pair in pairs]
 
 
 def test_image_caption_draws_anew_every_epoch() -> None:
@@ -74,9 +84,8 @@ def test_temperature_sets_the_languages_shares(temperature: float) -> None:
     drawn: Counter[str] = Counter()
     for language, count in counts.items():
         for number in range(count):
-            pair = drawer.draw(Record("", parallel={"en": "a", language: "b"}), random_of(language, number))
-            if pair is not None:
-                drawn[language] += 1
+            pairs = drawer.draw(Record("", parallel={"en": "a", language: "b"}), random_of(language, number))
+            drawn[language] += len(pairs)
     expected = {language: count ** (1 / temperature) for language, count in counts.items()}
     for language in counts:
         share = expected[language] / sum(expected.values())
@@ -119,3 +128,148 @@ def test_drawers_come_from_yaml() -> None:
     assert (
         isinstance(stream.pairs, Translation) and stream.pairs.anchor == "en" and stream.shards == {"a": 2.0, "b": 1.0}
     )
+
+
+SAID = Record(
+    "k", b"", others=(b"", b""),
+    statements=tuple(Statement({"en": f"e{n}", "de": f"d{n}"}, {f"label{n}": 1.0}) for n in range(5)),
+)  # fmt: skip
+
+
+def test_every_statement_is_one_pair_of_every_epoch_in_drawn_order() -> None:
+    orders = Counter()
+    for epoch in range(200):
+        pairs = Statements().draw(SAID, random_of(epoch))
+        assert sorted(pair.target[1] for pair in pairs) == list("01234")
+        assert all(pair.labels == {f"label{pair.target[1]}": 1.0} and pair.part is None for pair in pairs)
+        assert all(pair.languages == (None, {"e": "en", "d": "de"}[pair.target[0]]) for pair in pairs)
+        assert all(pair.context == (b"", b"", b"") for pair in pairs)  # all images of the record
+        orders.update([tuple(pair.target[1] for pair in pairs)])
+    assert len(orders) > 70
+    german = _draws(Statements(["de"]), replace(SAID, others=()), 20)
+    assert {pair.target[0] for pair in german} == {"d"} and {pair.context for pair in german} == {b""}
+    share = sum(pair.target[0] == "d" for pair in _draws(Statements(), SAID)) / 2000
+    assert 0.45 < share < 0.55
+
+
+def test_temperature_judges_every_statement_by_itself() -> None:
+    mixed = Record("k", b"", statements=(Statement({"en": "a"}, {"x": 1.0}), Statement({"de": "b"}, {"x": 1.0})))
+    drawer = Statements(temperature=2.0)
+    drawer.bind({"en": 1600, "de": 100}, "data")
+    drawn = Counter(pair.target for pair in _draws(drawer, mixed, 2000))
+    assert drawn["b"] == 2000 and 430 < drawn["a"] < 570  # (1600 / 100) ** (1 / 2 - 1) = a quarter
+
+
+SCENE = Record(
+    "k", b"", {"en": ["all of it"]}, size=(100, 60),
+    regions=(
+        Region((30.0, 20.0, 20.0, 10.0), {"en": ["ball"], "de": ["Ball"]}, {"en": ["red"], "de": ["roter"]}),
+        Region((31.5, 21.5, 15.0, 6.0), {"en": ["stripe"]}, {"en": ["blue", "thin"]}),
+        Region((70.0, 5.0, 40.0, 30.0), {"en": ["tree"]}),  # ten pixels of it lie outside
+        Region((0.0, 0.0, 3.0, 3.0), {"de": ["Ecke"]}, {"en": ["small"]}),
+    ),
+)  # fmt: skip
+BOXES = {"ball": (30, 20, 50, 30), "stripe": (31.5, 21.5, 46.5, 27.5), "tree": (70, 5, 100, 35), "Ecke": (0, 0, 3, 3)}
+
+
+def _in_image(part: Part) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of the part's box in pixels of the stored image."""
+    x, y, width, height = part.box
+    x = 1 - x if part.flip else x
+    left, top, across, down = part.crop
+    return tuple(
+        round(v, 6)
+        for v in (left + (x - width / 2) * across, top + (y - height / 2) * down,
+                  left + (x + width / 2) * across, top + (y + height / 2) * down)
+    )  # fmt: skip
+
+
+def _share_seen(box: tuple[float, ...], crop: tuple[float, ...]) -> float:
+    across = min(box[2], crop[0] + crop[2]) - max(box[0], crop[0])
+    down = min(box[3], crop[1] + crop[3]) - max(box[1], crop[1])
+    return max(across, 0) * max(down, 0) / ((box[2] - box[0]) * (box[3] - box[1]))
+
+
+def test_regions_of_one_crop_by_what_is_seen_of_them() -> None:
+    flips = 0
+    for epoch in range(400):
+        pairs = Regions(attributes="none").draw(SCENE, random_of(epoch))
+        first, *rest = pairs
+        crop, flip = first.part.crop, first.part.flip
+        flips += flip
+        assert first.target == "all of it" and first.part.whole and first.part.box == (0.5, 0.5, 1.0, 1.0)
+        assert all(value == int(value) for value in crop)
+        assert crop[0] >= 0 and crop[1] >= 0 and crop[0] + crop[2] <= 100 and crop[1] + crop[3] <= 60
+        names = {"Ball": "ball"} | {name: name for name in BOXES}
+        seen = {names[pair.target] for pair in rest}
+        assert seen == {name for name, box in BOXES.items() if _share_seen(box, crop) > 0.5} and seen
+        assert any(_share_seen(BOXES[name], crop) == 1 for name in seen)
+        for pair in rest:
+            assert (pair.part.crop, pair.part.flip, pair.part.whole) == (crop, flip, False)
+            box = BOXES[names[pair.target]]
+            clipped = (max(box[0], crop[0]), max(box[1], crop[1]),
+                       min(box[2], crop[0] + crop[2]), min(box[3], crop[1] + crop[3]))  # fmt: skip
+            assert _in_image(pair.part) == pytest.approx(clipped)
+            assert 0 < pair.part.box[2] <= 1 and 0 < pair.part.box[3] <= 1
+    assert 160 < flips < 240
+
+
+def test_edges_of_the_crop_are_uniform_between_the_box_and_the_image() -> None:
+    record = replace(SCENE, regions=SCENE.regions[:1])
+    crops = [Regions().draw(record, random_of(epoch))[0].part.crop for epoch in range(3000)]
+    for least, most, values in (
+        (0, 30, [crop[0] for crop in crops]),
+        (0, 20, [crop[1] for crop in crops]),
+        (50, 100, [crop[0] + crop[2] for crop in crops]),
+        (30, 60, [crop[1] + crop[3] for crop in crops]),
+    ):
+        counts = Counter(values)
+        expected = 3000 / (most - least + 1)
+        assert set(counts) == set(range(least, most + 1))
+        # Chi-squared has k degrees of freedom and a deviation of sqrt(2 k): five of them are never met by chance.
+        spread = sum((count - expected) ** 2 / expected for count in counts.values())
+        assert abs(spread - (most - least)) < 5 * (2 * (most - least)) ** 0.5
+
+
+def test_attributes_stand_before_the_caption() -> None:
+    def texts(attributes: str, languages: list[str] | None = None) -> set[str]:
+        pairs = _draws(Regions(languages, attributes=attributes), replace(SCENE, captions={}), 300)
+        return {pair.target for pair in pairs}
+
+    assert texts("none") == {"ball", "Ball", "stripe", "tree", "Ecke"}
+    assert texts("same") == {"red ball", "roter Ball", "blue stripe", "thin stripe", "tree", "Ecke"}
+    assert texts("any") == {"red ball", "roter ball", "red Ball", "roter Ball", "blue stripe", "thin stripe", "tree",
+                            "small Ecke"}  # fmt: skip
+    assert texts("any", ["de"]) == {"roter Ball", "Ecke"}
+
+
+def test_at_most_so_many_texts_and_only_wanted_regions() -> None:
+    many = replace(SCENE, regions=SCENE.regions[:1] * 9)
+    assert {len(Regions().draw(many, random_of(n))) for n in range(20)} == {5}
+    assert {len(Regions(max_regions=1).draw(many, random_of(n))) for n in range(20)} == {1}
+    assert len(Regions(max_regions=20).draw(replace(many, captions={}), random_of(1))) == 9
+    strict = _draws(Regions(["de"], least_visible=0.99), SCENE, 100)
+    assert {pair.target for pair in strict} == {"roter Ball", "Ecke"}  # the English caption of all is not wanted
+    drawer = Regions(temperature=2.0)
+    drawer.bind({"en": 1600, "de": 100}, "data")
+    english = replace(SCENE, regions=SCENE.regions[1:3])
+    used = sum(bool(drawer.draw(english, random_of("t", n))) for n in range(1000))
+    assert 200 < used < 300  # the record as a whole is passed over
+
+
+def test_records_without_statements_or_regions_are_unwanted() -> None:
+    for drawer, record, reason in (
+        (Statements(["ja"]), SAID, "no statement in a wanted language"),
+        (Statements(), IMAGE, "no statement in a wanted language"),
+        (Regions(["fr"]), SCENE, "no region with a caption in a wanted language"),
+        (Regions(), Record("t", parallel={"en": "x"}), "record without an image"),
+    ):
+        with pytest.raises(UnwantedError) as raised:
+            drawer.draw(record, random_of(0))
+        assert raised.value.reason == reason
+
+
+@pytest.mark.parametrize("arguments", [{"max_regions": 0}, {"least_visible": 1.0}, {"attributes": "all"}])
+def test_wrong_arguments_of_regions(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"Regions: {next(iter(arguments))}="):
+        Regions(**arguments)
