@@ -17,6 +17,10 @@ CARD = "README.md"
 METRICS = ("R@1", "R@5", "R@10")
 _BEGIN, _END = "<!-- scores: begin (made by cclm evaluate) -->", "<!-- scores: end -->"
 _UNMEASURED = "None yet: `cclm evaluate retrieval` puts them here where its report lies beside this folder."
+_SENTENCE = (
+    "`sentence_transformers.SentenceTransformer(folder, trust_remote_code=True).encode(texts)` gives the same vectors, "
+    "where cclm is installed."
+)
 _WAYS = {"text_to_image": "text → image", "image_to_text": "image → text"}
 
 
@@ -58,6 +62,7 @@ def write_card(folder: Path | str, facts: CardFacts) -> None:
         f"---\n{_front_matter(facts)}\n---",
         f"# {facts.name}\n\n{facts.origin} {_geometry(facts.config)}",
         f"## Use\n\n```python\n{_snippet(facts.config)}\n```",
+        *([_SENTENCE] if (folder / "modules.json").is_file() else []),
         f"## Data\n\n{_data(facts)}",
         f"## Recipe\n\n{_table(('setting', 'value'), list(facts.recipe.items())) or 'Not known.'}",
         f"## Scores\n\n{_BEGIN}\n{_scores(folder)}\n{_END}",

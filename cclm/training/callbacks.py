@@ -17,6 +17,7 @@ from cclm.errors import first_line
 from cclm.models.card import write_card
 from cclm.models.model import CCLMConfig
 from cclm.models.names import EXPORTED, model_type
+from cclm.models.sentence import write_modules
 from cclm.storage import check_replaceable, whole_file, whole_folder
 from cclm.training.facts import card_facts
 
@@ -130,6 +131,8 @@ class Export(pl.Callback):
             with whole_folder(folder) as partial:
                 system.model.save_pretrained(partial)
                 system.processor.save_pretrained(partial)
+                if system.model.config.embedding_size:
+                    write_modules(partial)
                 write_card(partial, facts)
         trainer.strategy.barrier("export")
 

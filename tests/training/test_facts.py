@@ -29,4 +29,4 @@ def test_the_card_of_a_run(fit: Run, data: Path, tmp_path: Path) -> None:
     assert (folder / "model" / place).name == CONFIG_OF_RUN and (folder / "model" / place).is_file()
     first = ModelCard.load(folder / "first" / "README.md").text
     assert "nothing learned yet" in first and "Last validation" not in first
-    assert not list((folder / "model").glob(".*"))
+    assert "SentenceTransformer" in card.text and not list((folder / "model").glob(".*"))
