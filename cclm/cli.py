@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cclm.verbs import convert
+
 if TYPE_CHECKING:
     import torch
     from jsonargparse import ArgumentParser, Namespace
@@ -34,6 +36,7 @@ USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
   data check DIR                           verify shards: counts, checksums, every sample
   data tokenizer --data DIRS --output O    train a tokenizer on the texts of shards
   evaluate retrieval --model M --data D    image-text retrieval per language: report.json, table, chart
+  convert SOURCE OUT                       a released checkpoint -> a pretrained folder, and back (--to-original)
   embed --model M --source S --output O    embeddings of pictures, and captions, as numpy and parquet files
   index build --model M --data D --output O
   search DIR QUERY [-k 10] [--json]        QUERY: text in any language, or an image file
@@ -350,6 +353,7 @@ VERBS = {
     "evaluate retrieval": Verb(
         "Image-text retrieval per language, both directions.", _retrieval_options, _evaluate_retrieval
     ),
+    "convert": Verb("Released checkpoints to pretrained folders, and back.", convert.options, convert.run),
     "embed": Verb("Embeddings of pictures, and of captions, in clip-retrieval's layout.", _embed_options, _embed),
     "index build": Verb("Embed the images of shards and index them.", _index_options, _index_build),
     "search": Verb("Search an index with a text in any language or an image file.", _search_options, _search),

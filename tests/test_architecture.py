@@ -17,6 +17,7 @@ LAYERS = [
     {"models", "data", "retrieval"},
     {"objectives", "evaluation", "pivot"},
     {"training"},
+    {"verbs"},
     {"cli"},
 ]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
@@ -91,7 +92,9 @@ def test_files_and_functions_are_small(path: Path) -> None:
             assert len(parameters) <= PARAMETERS, f"{where} has {len(parameters)} parameters: look for the missing type"
             assert all(a.annotation for a in parameters), f"{where} lacks an annotation"
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
-            assert path.name == "cli.py", f"{identity(path)}:{node.lineno} prints: use logging"
+            assert path.name == "cli.py" or path.parent.name == "verbs", (
+                f"{identity(path)}:{node.lineno} prints: use logging"
+            )
 
 
 def test_every_recipe_says_where_its_data_comes_from() -> None:

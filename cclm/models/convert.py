@@ -171,9 +171,10 @@ def _plain(value: Any) -> Any:
 # -- and back ------------------------------------------------------------------------------------------------------
 
 
-def to_original(folder: Path, target: Path) -> int:
+def to_original(folder: Path, target: Path | None) -> int:
     """Write the released layout of a pretrained folder of ours, bit-equal to what was read; the number of tensors.
 
+    `target` None: only see whether it can be done.
     Errors: ValueError for a model that no family holds.
     """
     model = CCLMModel.from_pretrained(folder)
@@ -187,8 +188,9 @@ def to_original(folder: Path, target: Path) -> int:
     ordered = {name: weights[name] for name in [*names, *(name for name in weights if name not in set(names))]}
     kept = ordered if not known else {name: ordered[name] for name in names}
     content = {"model": kept} | ({"config": known["config"]} if known.get("config") else {})
-    with whole_file(target) as partial:
-        torch.save(content, partial)
+    if target is not None:
+        with whole_file(target) as partial:
+            torch.save(content, partial)
     return len(kept)
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cclm.models.model import CCLMConfig
 
 FILE = "processor_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "sentencepiece.bpe.model", "vocab.txt")
 # Both CCLM families normalise with CLIP's statistics, even for Swin and BEiT (reference/cclm.md 3.2).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -191,13 +192,11 @@ class CCLMProcessor(PushToHubMixin):
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.tokenizer.save_pretrained(str(folder))
-        with whole_file(Path(folder) / FILE) as path:
-            texts = {name: getattr(self, name) for name in ("max_tokens", "text_cleaning", "max_words")}
-            path.write_text(json.dumps(texts | {"image": asdict(self.settings)}, indent=2) + "\n")
+        save_settings(folder, self.settings, self.max_tokens, self.text_cleaning, self.max_words)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Errors: ValueError where the folder holds no processor."""
+    def from_pretrained(cls, folder: str | Path, tokenizer: str | None = None) -> Self:
+        """`tokenizer`: a folder or hub name, where `folder` has none. Errors: ValueError where there is no processor."""
         path = Path(folder) / FILE
         if not path.is_file():
             raise ValueError(f"no {FILE} in {folder}; a pretrained folder written by `cclm fit` has one")
@@ -209,7 +208,18 @@ class CCLMProcessor(PushToHubMixin):
             cleaning = str(stored.get("text_cleaning", "none"))  # folders of before have neither
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}); export the model again") from None
-        return cls(load_tokenizer(str(folder)), image, max_tokens, cleaning, max_words)
+        if tokenizer is None and not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
+            raise ValueError(f"no tokenizer in {folder}; `cclm convert` it with --tokenizer, or pass tokenizer= here")
+        return cls(load_tokenizer(tokenizer or str(folder)), image, max_tokens, cleaning, max_words)
+
+
+def save_settings(
+    folder: str | Path, image: ImageSettings, max_tokens: int, text_cleaning: str, max_words: int | None
+) -> None:
+    """Write all of a processor but its tokenizer."""
+    texts = {"max_tokens": max_tokens, "text_cleaning": text_cleaning, "max_words": max_words}
+    with whole_file(Path(folder) / FILE) as path:
+        path.write_text(json.dumps(texts | {"image": asdict(image)}, indent=2) + "\n")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
