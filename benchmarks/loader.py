@@ -22,13 +22,13 @@ from machine import facts, seconds, write
 from PIL import Image, features
 
 from cclm.data.batches import StreamConfig
-from cclm.data.images import open_image
 from cclm.data.loader import PairLoader, make_loader
 from cclm.data.pairs import ImageCaption, Translation
 from cclm.data.readers import PixelReader
 from cclm.data.shards import read_records, write_shards
 from cclm.data.stream import RecordStream
 from cclm.data.tokenizer import train_tokenizer
+from cclm.images import open_image
 from cclm.models.processor import CCLMProcessor, ImageSettings
 from cclm.types import Record
 

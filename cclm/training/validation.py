@@ -8,12 +8,12 @@ from typing import Self
 import numpy as np
 import torch
 
-from cclm.data.images import open_image
 from cclm.data.shards import check_languages, list_shards, read_records
 from cclm.data.state_cache import StateCache
 from cclm.evaluation.encoding import ImageViews, pixel_views
 from cclm.evaluation.report import Provenance
 from cclm.evaluation.retrieval import RetrievalOptions, evaluate_retrieval
+from cclm.images import open_image
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor
 from cclm.types import Record, View

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from cclm.data.images import check_header, open_image
 from cclm.data.records import SampleError, decode_image_record, decode_text_records
+from cclm.images import check_header, open_image
 from tests.data.conftest import picture
 
 

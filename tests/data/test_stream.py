@@ -153,7 +153,7 @@ def test_real_photos_stream(shared: Path, tmp_path: Path) -> None:
     import zipfile
     from collections.abc import Iterator
 
-    from cclm.data.images import open_image
+    from cclm.images import open_image
     from cclm.types import Record
 
     def records() -> Iterator[Record]:
