@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cclm.data.records import SampleError
 from cclm.data.seeding import seed_of
 from cclm.data.shards import MANIFEST, Source, list_shards
 from cclm.data.tars import Sample, ShardError, ShardFile, index_shard
+from cclm.errors import SampleError
 from cclm.images import open_image
 from cclm.storage import file_hash, whole_folder
 

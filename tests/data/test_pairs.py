@@ -273,3 +273,23 @@ def test_records_without_statements_or_regions_are_unwanted() -> None:
 def test_wrong_arguments_of_regions(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"Regions: {next(iter(arguments))}="):
         Regions(**arguments)
+
+
+def test_drawers_of_regions_and_statements_come_from_yaml() -> None:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from cclm.data.batches import StreamConfig
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--stream", type=StreamConfig)
+
+    def stream(name: str, **arguments: object) -> StreamConfig:
+        pairs = {"class_path": f"cclm.data.pairs.{name}", "init_args": arguments}
+        given = {"stream": {"shards": "a", "pairs": pairs, "batch_size": 8}}
+        return parser.instantiate_classes(parser.parse_object(given)).stream
+
+    regions = stream("Regions", attributes="any", max_regions=3).pairs
+    assert isinstance(regions, Regions) and (regions.attributes, regions.max_regions) == ("any", 3)
+    assert isinstance(stream("Statements", languages=["en"]).pairs, Statements)
+    with pytest.raises(ArgumentError, match="attributes"):
+        stream("Regions", attributes="all")
