@@ -13,18 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cclm.verbs import convert
+from cclm.verbs import convert, embed
+from cclm.verbs.inputs import codes, load
 
 if TYPE_CHECKING:
-    import torch
     from jsonargparse import ArgumentParser, Namespace
 
-    from cclm.models.model import CCLMModel
-    from cclm.models.processor import CCLMProcessor
     from cclm.retrieval.index import Hit
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -191,9 +188,9 @@ def _evaluate_retrieval(given: Namespace) -> None:
     output = check_output(given.output)
     baseline = Report.read(given.baseline) if given.baseline else None
     source = ModelSource.of(given.model)
-    chosen = _codes(given.languages)
+    chosen = codes(given.languages)
     check_languages(given.data, chosen)
-    model, processor = _load(given.model, given.device)
+    model, processor = load(given.model, given.device)
     provenance = Provenance(source.path, source.sha256, given.data, _data_hash(given.data), date.today().isoformat())
     options = RetrievalOptions(
         chosen,
@@ -212,51 +209,6 @@ def _evaluate_retrieval(given: Namespace) -> None:
     Console().print(table(report, baseline))
 
 
-def _embed_options(parser: ArgumentParser) -> None:
-    from cclm.models.encoding import EncodingOptions
-
-    parser.add_argument("--model", type=Path, required=True, help="a pretrained folder")
-    parser.add_argument("--source", type=str, required=True, help="a folder of pictures; or shards, a tar or a pattern")
-    parser.add_argument("--output", type=Path, required=True, help="img_emb, text_emb and metadata are made in it")
-    parser.add_argument("--languages", type=list[str] | str | None, default=None, help="de,fr; all by default")
-    parser.add_argument("--caption_language", default="en", help="of captions that do not name theirs")
-    parser.add_argument("--text", type=bool, default=False, help="embed captions too, each in a row of its own")
-    parser.add_argument("--dtype", default="float16", help="float16, as clip-retrieval's, or float32")
-    parser.add_argument("--rows_per_part", type=int, default=100_000, help="rows per numbered file")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda ..")
-    parser.add_argument("--encoding", type=EncodingOptions, default=EncodingOptions())
-
-
-def _embed(given: Namespace) -> None:
-    from cclm.data.folder import read_pictures
-    from cclm.data.shards import check_languages
-    from cclm.evaluation.embedding import EmbedOptions, embed_records
-    from cclm.images import open_image
-    from cclm.models.inference import progress_bar
-    from cclm.retrieval.embeddings import check_options, check_output, write_embeddings
-
-    output, chosen = check_output(given.output), _codes(given.languages)
-    check_options(given.dtype, given.rows_per_part)
-    skipped: Counter[str] = Counter()
-    records = read_pictures(given.source, skipped, given.caption_language)
-    check_languages(given.source, chosen)
-    model, processor = _load(given.model, given.device)
-    model.check_projections()
-    options = EmbedOptions(chosen, given.text, given.encoding)
-    decode = partial(open_image, size=processor.image_size)
-    with progress_bar(None) as bar:
-        shown = bar.track(records, description="embedding")
-        batches = embed_records(model, processor, shown, decode, options, skipped)
-        written = write_embeddings(batches, output, given.dtype, given.rows_per_part)
-    print(f"{output}: {written.rows} rows of width {written.width}, {given.dtype}, in {written.parts} part(s)")
-    for reason, count in skipped.most_common():
-        print(f"left out: {count} x {reason}")
-
-
-def _codes(languages: list[str] | str | None) -> tuple[str, ...] | None:
-    return tuple(languages.split(",") if isinstance(languages, str) else languages) if languages else None
-
-
 def _index_options(parser: ArgumentParser) -> None:
     _add_inputs(parser)
     parser.add_argument("--output", type=Path, required=True)
@@ -271,7 +223,7 @@ def _index_build(given: Namespace) -> None:
     from cclm.retrieval.store import Entry, ModelSource
 
     source = ModelSource.of(given.model)
-    model, processor = _load(given.model, given.device)
+    model, processor = load(given.model, given.device)
     views = pixel_views(model, processor, lambda data: open_image(data, processor.image_size))
 
     def embedded() -> Iterator[tuple[list[Entry], Any]]:
@@ -296,7 +248,7 @@ def _search(given: Namespace) -> None:
 
     kind = query_kind(given.query)
     index = ImageIndex.open(given.index)
-    model, _ = _load(index.model(given.model), given.device)
+    model, _ = load(index.model(given.model), given.device)
     embedding = model.embed_images(given.query) if kind == "image" else model.embed_texts(given.query)
     hits = index.search(embedding, given.k)[0]
     print(json.dumps([vars(hit) for hit in hits], ensure_ascii=False) if given.json else _listed(hits))
@@ -316,28 +268,6 @@ def _add_inputs(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda ..")
 
 
-def _load(folder: Path, device: str) -> tuple[CCLMModel, CCLMProcessor]:
-    from transformers.utils import logging as transformers_logging
-
-    from cclm.models.model import CCLMModel
-
-    transformers_logging.disable_progress_bar()
-    place = _device(device)
-    model = CCLMModel.from_pretrained(folder).eval().to(place)
-    return model, model.processor
-
-
-def _device(name: str) -> torch.device:
-    """Errors: ValueError for a device that this machine, or this build of torch, has not."""
-    import torch
-
-    try:
-        torch.ones(1, device=name).cpu()  # there and back: a device such as `meta` holds nothing
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"no device {name!r} here ({_first_line(error).split('. ')[0]}); use cpu") from None
-    return torch.device(name)
-
-
 def _data_hash(source: str) -> str:
     from cclm.data.shards import MANIFEST
     from cclm.storage import file_hash
@@ -354,7 +284,7 @@ VERBS = {
         "Image-text retrieval per language, both directions.", _retrieval_options, _evaluate_retrieval
     ),
     "convert": Verb("Released checkpoints to pretrained folders, and back.", convert.options, convert.run),
-    "embed": Verb("Embeddings of pictures, and of captions, in clip-retrieval's layout.", _embed_options, _embed),
+    "embed": Verb("Embeddings of pictures, and of captions, in clip-retrieval's layout.", embed.options, embed.run),
     "index build": Verb("Embed the images of shards and index them.", _index_options, _index_build),
     "search": Verb("Search an index with a text in any language or an image file.", _search_options, _search),
 }

@@ -72,7 +72,7 @@ def test_captions_are_embedded_row_by_row(
     pretrained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     model = CCLMModel.from_pretrained(pretrained)
-    rows = embed(pretrained, photos, tmp_path / "out", "--text", "true", "--caption_language", "de")
+    rows = embed(pretrained, photos, tmp_path / "out", "--text", "--caption_language", "de")
     assert [about["language"] for about, *_ in rows] == ["de", "de"]
     for about, image, text in rows:
         assert image.dtype == text.dtype == np.float16
@@ -86,7 +86,7 @@ def test_shards_in_several_languages_and_parts(
 ) -> None:
     model = CCLMModel.from_pretrained(pretrained)
     write_shards(records, tmp_path / "dev", samples_per_shard=9)
-    options = ("--text", "true", "--languages", "fr,de", "--rows_per_part", "10", "--encoding.image_batch", "5")
+    options = ("--text", "--languages", "fr,de", "--rows_per_part", "10", "--encoding.image_batch", "5")
     rows = embed(pretrained, tmp_path / "dev", tmp_path / "out", *options)
     expected = [
         (record.key, language, caption)
@@ -121,7 +121,7 @@ def test_sources_and_options_that_are_refused(
         ("data/dev", ("--languages", "sw"), "no texts in language sw"),
         (
             "photos",
-            ("--text", "true", "--languages", "fr"),
+            ("--text", "--languages", "fr"),
             "nothing to embed; left out: 5 x image without a text in fr",
         ),
         ("photos", ("--dtype", "int8"), "dtype is 'int8'"),

@@ -1,0 +1,42 @@
+"""What several verbs are given: a model's folder, a device, languages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cclm.errors import first_line
+
+if TYPE_CHECKING:
+    import torch
+
+    from cclm.models.model import CCLMModel
+    from cclm.models.processor import CCLMProcessor
+
+
+def load(folder: Path, device: str) -> tuple[CCLMModel, CCLMProcessor]:
+    """The model, ready to encode on the device, and its processor. Errors: ValueError, one line."""
+    from transformers.utils import logging as transformers_logging
+
+    from cclm.models.model import CCLMModel
+
+    transformers_logging.disable_progress_bar()
+    place = device_named(device)
+    model = CCLMModel.from_pretrained(folder).eval().to(place)
+    return model, model.processor
+
+
+def device_named(name: str) -> torch.device:
+    """Errors: ValueError for a device that this machine, or this build of torch, has not."""
+    import torch
+
+    try:
+        torch.ones(1, device=name).cpu()  # there and back: a device such as `meta` holds nothing
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"no device {name!r} here ({first_line(error).split('. ')[0]}); use cpu") from None
+    return torch.device(name)
+
+
+def codes(languages: list[str] | str | None) -> tuple[str, ...] | None:
+    """Languages as the command line has them, `de,fr` or `[de, fr]`; None for all."""
+    return tuple(languages.split(",") if isinstance(languages, str) else languages) if languages else None
