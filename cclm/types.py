@@ -74,6 +74,11 @@ class Memory(TensorData):
     mask: Tensor  # (B, L) bool
     embedding: Tensor  # (B, E) unit norm
 
+    def contexts(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Keys, values and mask (B, 1, 1, L) of each layer."""
+        mask = self.mask[:, None, None, :]
+        return [(keys, values, mask) for keys, values in zip(self.keys, self.values, strict=True)]
+
 
 class Encoder(Protocol):
     """What an input needs from a model to become a view."""

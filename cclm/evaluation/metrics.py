@@ -223,3 +223,13 @@ def intervals(ranks: Ranks, groups: Tensor, draws: int, generator: np.random.Gen
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     names = [*(f"R@{k}" for k in RECALLS), "mean_recall"]
     return {f"{name}_interval": [float(low[i]), float(high[i])] for i, name in enumerate(names)}
+
+
+def share_interval(right: np.ndarray, groups: np.ndarray, draws: int, generator: np.random.Generator) -> list[float]:
+    """Bootstrap 95 % interval of the share of `right` (N,) bool, in percent, drawing whole `groups` (N,)."""
+    _, group = np.unique(groups, return_inverse=True)
+    hits, sizes = np.bincount(group, right), np.bincount(group)
+    chosen = generator.integers(len(sizes), size=(draws, len(sizes)))
+    shares = 100 * hits[chosen].sum(1) / sizes[chosen].sum(1)
+    low, high = np.percentile(shares, [2.5, 97.5])
+    return [float(low), float(high)]

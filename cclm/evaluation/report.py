@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-METRICS = ("R@1", "R@5", "R@10", "mean_recall", "median_rank", "mean_reciprocal_rank")
+METRICS = ("R@1", "R@5", "R@10", "mean_recall", "median_rank", "mean_reciprocal_rank", "accuracy", "consistency")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Report:
-    """`languages[language][direction][metric]`; a direction is text_to_image, image_to_text, or either `_rerank`.
+    """`languages[language][direction][metric]`; a direction is text_to_image, image_to_text, either with `_rerank`, or
+    statements.
 
     `texts[language]` says which texts those were and how many were left out; `skipped` counts, by reason, the samples
     of the data that could not be read.
@@ -50,7 +51,12 @@ class Report:
     def mean(self, direction: str, without: tuple[str, ...] = ()) -> dict[str, float]:
         """Unweighted mean over languages of each metric; empty if none is left."""
         chosen = [scores[direction] for language, scores in self.languages.items() if language not in without]
-        return {name: sum(s[name] for s in chosen) / len(chosen) for name in METRICS} if chosen else {}
+        names = [name for name in METRICS if chosen and name in chosen[0]]
+        return {name: sum(s[name] for s in chosen) / len(chosen) for name in names}
+
+    def headline(self, direction: str) -> str:
+        """The metric that a table sets in bold and a chart shows."""
+        return "accuracy" if "accuracy" in next(iter(self.languages.values()))[direction] else "R@10"
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the JSON file."""
@@ -104,7 +110,32 @@ def table(report: Report, baseline: Report | None = None) -> Group:
     from rich.console import Group
 
     ways = [way for way in report.directions() if not way.endswith("_rerank")]
-    return Group(*(_direction_table(report, way, baseline) for way in ways))
+    tables = {"R@10": _direction_table, "accuracy": _statement_table}
+    return Group(*(tables[report.headline(way)](report, way, baseline) for way in ways))
+
+
+def _statement_table(report: Report, way: str, baseline: Report | None) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    columns = ["accuracy", "95 %", "consistency", "statements", "chance"] + ["baseline"] * (baseline is not None)
+    view = Table(title=f"{way}, %", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0))
+    view.add_column("language", no_wrap=True)
+    for name in columns:
+        style = {"accuracy": "bold", "95 %": "dim", "chance": "dim"}.get(name, "")
+        view.add_column(name, style, justify="right", no_wrap=True)
+    rows = {language: scores[way] for language, scores in report.languages.items()}
+    if "en" in rows and len(rows) > 1:
+        rows["mean, no en"] = report.mean(way, without=("en",))
+    for name, own in rows.items():
+        low, high = own.get("accuracy_interval", (None, None))
+        cells = [f"{own['accuracy']:.1f}", "" if low is None else f"{low:.1f}–{high:.1f}", f"{own['consistency']:.1f}"]
+        cells += [f"{own['statements']:,}", f"{own['chance']['accuracy']:.1f}"] if "chance" in own else ["", ""]
+        if baseline is not None:
+            other = baseline.languages.get(name, {}).get(way)
+            cells.append(f"{other['accuracy']:.1f}" if other else "")
+        view.add_row(name, *cells)
+    return view
 
 
 def _direction_table(report: Report, way: str, baseline: Report | None) -> Table:
@@ -153,13 +184,14 @@ def _cells(scores: dict[str, dict], way: str, baseline: dict[str, dict] | None, 
     return cells
 
 
-def chart(report: Report, path: Path, baseline: Report | None = None, direction: str = "text_to_image") -> None:
-    """R@10 per language as bars with 95 % intervals and a line at chance, saved as PNG."""
+def chart(report: Report, path: Path, baseline: Report | None = None) -> None:
+    """The first direction's R@10, or accuracy, per language: bars, 95 % intervals, a line at chance, saved as PNG."""
     # The object interface without pyplot: no display, no global state, safe inside a training process.
     from matplotlib.figure import Figure
 
-    names = list(report.languages)
-    series = [("similarity", report, direction, "#2f6db3")]
+    names, direction = list(report.languages), report.directions()[0]
+    metric = report.headline(direction)
+    series = [("similarity" if metric == "R@10" else "model", report, direction, "#2f6db3")]
     if f"{direction}_rerank" in report.directions():
         series.append(("reranked by matching", report, f"{direction}_rerank", "#e0872b"))
     if baseline:
@@ -170,29 +202,32 @@ def chart(report: Report, path: Path, baseline: Report | None = None, direction:
     axes = figure.add_subplot()
     width = 0.8 / len(series)
     for place, bars in enumerate(series):
-        _bars(axes, names, bars, (place - (len(series) - 1) / 2) * width, width)
+        _bars(axes, names, (*bars, metric), (place - (len(series) - 1) / 2) * width, width)
     for x, name in enumerate(names):
-        level = report.languages[name][direction]["chance"]["R@10"]
+        level = report.languages[name][direction]["chance"][metric]
         line = {"color": "#c0392b", "linestyle": (0, (3, 1.5)), "linewidth": 1.1, "zorder": 3}
         axes.plot([x - 0.5, x + 0.5], [level, level], label="" if x else "chance", **line)
     axes.set_xticks(range(len(names)), names)
     middle, half = (len(names) - 1) / 2, max(len(names) / 2, 3.0)  # few languages: slim bars all the same
     axes.set_xlim(middle - half - 0.1, middle + half + 0.1)
     axes.set_ylim(0, min(100.0, 2 + 1.03 * axes.get_ylim()[1]))
-    axes.set_ylabel("R@10, %")
-    gallery = report.languages[names[0]][direction]["gallery"]
-    axes.set_title(f"{direction.replace('_', ' ')} retrieval, gallery of {gallery:,}", loc="left", fontsize=11)
+    axes.set_ylabel(f"{metric}, %")
+    first = report.languages[names[0]][direction]
+    title = (
+        f" retrieval, gallery of {first['gallery']:,}" if "gallery" in first else f" about {first['images']:,} images"
+    )
+    axes.set_title(direction.replace("_", " ") + title, loc="left", fontsize=11)
     axes.grid(axis="y", color="#e3e6ea", zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, ncols=len(series) + 1, loc="outside lower center", fontsize=9)
     figure.savefig(path, dpi=150, format="png")
 
 
-def _bars(axes: Axes, names: list[str], series: tuple[str, Report, str, str], shift: float, width: float) -> None:
-    label, report, way, colour = series
+def _bars(axes: Axes, names: list[str], series: tuple[str, Report, str, str, str], shift: float, width: float) -> None:
+    label, report, way, colour, metric = series
     rows = [(x + shift, report.languages[name][way]) for x, name in enumerate(names) if name in report.languages]
-    axes.bar([x for x, _ in rows], [s["R@10"] for _, s in rows], width * 0.92, label=label, color=colour, zorder=2)
-    rows = [(x, s["R@10"], *s["R@10_interval"]) for x, s in rows if "R@10_interval" in s]
+    axes.bar([x for x, _ in rows], [s[metric] for _, s in rows], width * 0.92, label=label, color=colour, zorder=2)
+    rows = [(x, s[metric], *s[f"{metric}_interval"]) for x, s in rows if f"{metric}_interval" in s]
     if rows:
         places, heights, low, high = zip(*rows, strict=True)
         # A recall of exactly 0 or 100 can lie a rounding error outside its own interval.

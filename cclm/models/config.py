@@ -55,7 +55,7 @@ class CCLMConfig(PreTrainedConfig):
     backbone_options: dict[str, Any] | None = None
     image_size: int = 224
     heads: list[str] | None = None  # None: match and mlm, those of pretraining
-    labels: list[str] | None = None  # of the classify head, in the order of its logits
+    labels: list[str] | None = None  # of the classify head, in the order of its logits; what "answer" chooses among
     images_per_text: int = 1  # NLVR2 and MaRVL: 2
     several_images: str = "interleaved"  # or "apart"; see above
     answer_layers: int = 6
@@ -85,8 +85,8 @@ class CCLMConfig(PreTrainedConfig):
         self.heads = ["match", "mlm"] if self.heads is None else list(self.heads)
         if unknown := [name for name in self.heads if name not in HEADS]:
             raise ValueError(f"heads names {unknown[0]!r}; choose among {', '.join(HEADS)}")
-        if ("classify" in self.heads) != bool(self.labels):
-            raise ValueError('labels and the head "classify" belong together; give both, or neither')
+        if "classify" in self.heads and not self.labels:
+            raise ValueError('the head "classify" needs labels; list them')
         if len(set(self.labels or ())) != len(self.labels or ()):
             raise ValueError("labels names a label twice; list every label of the classify head once")
         if self.several_images not in ("interleaved", "apart"):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cclm.models.layers import Embeddings, Layout, Stack, Vocabulary
-from cclm.types import TextInput
+from cclm.types import Memory, TextInput, View
 
 
 class Projection(nn.Linear):
@@ -65,11 +65,16 @@ class AnswerDecoder(nn.Module):
         self.transform = Transform(layout.width, layout.norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocabulary.size))
 
-    def forward(self, answers: TextInput, states: Tensor, mask: Tensor) -> Tensor:
-        """Logits (R, T, V) of what follows each token of `answers`; they read `states` (R, S, D), `mask` (R, S)."""
+    def project(self, question: View) -> Memory:
+        """Keys and values of fused states (B, S, D) for every layer, to be read by any number of answers."""
+        projected = [block.cross_attention.project(question.states) for block in self.stack.blocks]
+        return Memory(*zip(*projected, strict=True), question.mask, question.embedding)
+
+    def forward(self, answers: TextInput, question: Memory) -> Tensor:
+        """Logits (R, T, V) of what follows each token of `answers` (R, T), each in the light of its own question."""
         length = answers.input_ids.shape[1]
-        past = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()  # (T, T)
+        past = torch.ones(length, length, dtype=torch.bool, device=question.mask.device).tril()  # (T, T)
         attend = past & answers.attention_mask.bool()[:, None, :]  # (R, T, T)
-        contexts = [(*block.cross_attention.project(states), mask[:, None, None, :]) for block in self.stack.blocks]
+        contexts = question.contexts()
         hidden = self.transform.hidden(self.stack(self.embeddings(answers.input_ids), attend, contexts))  # (R, T, D)
         return F.linear(hidden, self.embeddings.word.weight, self.bias)

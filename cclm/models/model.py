@@ -168,9 +168,7 @@ class CCLMModel(Inference, PreTrainedModel):
         if context is None:
             return self.fusion(target.states, target.mask)
         memory = self.project(context) if isinstance(context, View) else context
-        mask = memory.mask[:, None, None, :]  # (B, 1, 1, S)
-        contexts = [(keys, values, mask) for keys, values in zip(memory.keys, memory.values, strict=True)]
-        fused = self.fusion(target.states, target.mask, contexts)
+        fused = self.fusion(target.states, target.mask, memory.contexts())
         if self.config.pooling == "first":
             return fused
         first = self._pool(fused, target.mask)  # (B, D)
@@ -185,12 +183,16 @@ class CCLMModel(Inference, PreTrainedModel):
         """Fused states (B, L, D) -> (B, 2); class 1 = the target and the context are two views of one thing."""
         return self._head("match")(fused[:, 0])
 
-    def class_logits(self, target: View, context: View) -> Tensor:
-        """The target read in the light of the context, one image or several -> (B, classes)."""
+    def readings(self, context: View) -> list[Memory]:
+        """What the class head's fusions read: one memory, or one for each image where images stay apart."""
         apart = self.config.images_per_text // self.config.interleaved
         parts = zip(context.states.chunk(apart, dim=1), context.mask.chunk(apart, dim=1), strict=True)
-        first = [self.fuse(target, View(states, mask, context.embedding))[:, 0] for states, mask in parts]
-        return self._head("classify")(torch.cat(first, dim=-1))
+        return [self.project(View(states, mask, context.embedding)) for states, mask in parts]
+
+    def class_logits(self, target: View, readings: list[Memory]) -> Tensor:
+        """The target read in the light of each of `readings` -> (B, classes)."""
+        head = self._head("classify")
+        return head(torch.cat([self.fuse(target, memory)[:, 0] for memory in readings], dim=-1))
 
     def assign_logits(self, fused: Tensor) -> Tensor:
         """Fused states (B, L, D) -> (B, 3): the text is about the first of two images, the second, or neither."""
@@ -200,9 +202,19 @@ class CCLMModel(Inference, PreTrainedModel):
         """Fused states (B, L, D) -> (B, 4): x and y of the centre, width and height, as shares of the image."""
         return self._head("box")(fused[:, 0]).sigmoid()
 
-    def answer_logits(self, answers: TextInput, question: View) -> Tensor:
-        """Logits (R, T, V) of what follows each token of R answers; `question` holds R fused texts, one for each."""
-        return self._head("answer")(answers, question.states, question.mask)
+    def project_question(self, fused: Tensor, target: View) -> Memory:
+        """Fused states (B, L, D) of `target` as the answer decoder reads them."""
+        return self._head("answer").project(View(fused, target.mask, target.embedding))
+
+    def answer_logits(self, answers: TextInput, question: Memory) -> Tensor:
+        """Logits (R, T, V) of what follows each token of R answers; `question` holds one row for each."""
+        return self._head("answer")(answers, question)
+
+    def answer_losses(self, answers: TextInput, question: Memory) -> Tensor:
+        """Negative log-likelihood (R,) of all tokens of R answers but the first."""
+        logits = self.answer_logits(answers, question)[:, :-1]  # (R, T - 1, V)
+        wanted = answers.input_ids[:, 1:].where(answers.attention_mask[:, 1:].bool(), -100)
+        return F.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none", ignore_index=-100).sum(1)
 
     def _head(self, name: str) -> nn.Module:
         """Errors: ValueError where the model was made without it."""

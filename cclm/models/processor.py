@@ -196,7 +196,7 @@ class CCLMProcessor(PushToHubMixin):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, tokenizer: str | None = None) -> Self:
-        """`tokenizer`: a folder or hub name, where `folder` has none. Errors: ValueError where there is no processor."""
+        """`tokenizer`: a folder or hub name, where `folder` has none. Errors: ValueError where there is none at all."""
         path = Path(folder) / FILE
         if not path.is_file():
             raise ValueError(f"no {FILE} in {folder}; a pretrained folder written by `cclm fit` has one")

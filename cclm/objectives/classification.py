@@ -19,7 +19,7 @@ class Classification(Objective):
 
     def forward(self, pair: EncodedPair, draft: Draft | None = None, view: View | None = None) -> Tensor:
         labels = labels_of(pair.batch)
-        logits = pair.model.class_logits(pair.target, pair.context)[labels.owner]  # (R, C)
+        logits = pair.model.class_logits(pair.target, pair.model.readings(pair.context))[labels.owner]  # (R, C)
         classes = torch.tensor(class_rows(labels.names, pair.model.config), device=logits.device)
         losses = F.cross_entropy(logits.float(), classes, reduction="none")
         return torch.dot(losses, labels.weight) / len(pair.batch)
