@@ -169,8 +169,9 @@ def _retrieval_options(parser: ArgumentParser) -> None:
     parser.add_argument("--texts", default="auto", help="auto, captions or parallel: which texts are queries")
     parser.add_argument("--rerank", type=int, default=0, help="candidates per query for the matching head")
     parser.add_argument(
-        "--rerank_similarity", type=float, default=0.0, help="weight of the similarity beside the match log-odds"
+        "--rerank_similarity", type=float, default=0.0, help="weight of the similarity beside the match score"
     )
+    parser.add_argument("--rerank_score", default="log_odds", help="log_odds of a match, or the original's logit")
     parser.add_argument("--encoding", type=EncodingOptions, default=EncodingOptions())
 
 
@@ -197,6 +198,7 @@ def _evaluate_retrieval(given: Namespace) -> None:
         texts=given.texts,
         rerank=given.rerank,
         rerank_similarity=given.rerank_similarity,
+        rerank_score=given.rerank_score,
         encoding=given.encoding,
     )
     views = pixel_views(model, processor, lambda data: open_image(data, processor.image_size))

@@ -58,7 +58,7 @@ def rank_answers(model: Speller, answers: TextInput, question: Memory, options: 
     scores = -torch.cat(losses).view_as(kept)
     if options.first_token == "twice":
         scores = scores + kept
-    probabilities, order = scores.softmax(1).sort(1, descending=True, stable=True)
+    probabilities, order = scores.softmax(1).sort(dim=1, descending=True, stable=True)
     return rows.gather(1, order), probabilities
 
 

@@ -27,7 +27,7 @@ from cclm.models.encoding import (
     Processor,
     encode_images,
     encode_texts,
-    match_scores,
+    match_logits,
 )
 from cclm.types import Encoder, Record
 
@@ -47,8 +47,9 @@ class RetrievalOptions:
     `languages`: None for all found. `texts`: which texts of a record are queries; "auto" takes a language's captions,
     and its parallel sentences where no image has a caption in it; "captions" and "parallel" take only those.
     `rerank`: candidates per query reordered by the matching head, 0 for none. `rerank_similarity` w: candidates stand
-    in the order of match log-odds + w * similarity / temperature. 0 is the reference's rule; with 1 both judges of a
+    in the order of match score + w * similarity / temperature. 0 is the reference's rule; with 1 both judges of a
     pair count, as in BLIP; w = h gives back what the negatives of `Matching(hardness=h)` hid from the head.
+    `rerank_score`: the match score is the "log_odds" of a match, or its "logit" alone, as in the original.
     `draws`: bootstrap draws, 0 for none.
     """
 
@@ -56,6 +57,7 @@ class RetrievalOptions:
     texts: Literal["auto", "captions", "parallel"] = "auto"
     rerank: int = 0
     rerank_similarity: float = 0.0
+    rerank_score: Literal["log_odds", "logit"] = "log_odds"
     draws: int = 1000
     seed: int = 0
     encoding: EncodingOptions = field(default_factory=EncodingOptions)
@@ -67,6 +69,8 @@ class RetrievalOptions:
             raise ValueError(f"rerank_similarity is {self.rerank_similarity}; give 0 (match alone) or a weight above")
         if self.rerank_similarity and not self.rerank:
             raise ValueError("rerank_similarity is given without rerank; say how many candidates to rerank")
+        if self.rerank_score not in ("log_odds", "logit"):
+            raise ValueError(f"rerank_score is {self.rerank_score!r}; choose log_odds or logit")
         if self.draws < 0:
             raise ValueError(f"draws is {self.draws}; give the number of bootstrap draws, or 0 for none")
         if self.texts not in TEXT_RULES:
@@ -188,10 +192,10 @@ def protocol(options: RetrievalOptions) -> dict[str, str]:
     if options.draws:
         rules["interval"] = f"95 % bootstrap over images, {options.draws} draws, seed {options.seed}"
     if options.rerank:
-        weight = options.rerank_similarity
+        weight, score = options.rerank_similarity, options.rerank_score.replace("_", "-")
         beside = f" + {weight:g} x similarity / temperature" if weight else " alone"
         rules["rerank"] = (
-            f"the {options.rerank} best by similarity (all, if fewer) reordered by match log-odds{beside}, "
+            f"the {options.rerank} best by similarity (all, if fewer) reordered by match {score}{beside}, "
             "the rest behind them in their order of similarity"
         )
     return rules
@@ -256,7 +260,8 @@ def _rerank(
     ]
     codes = torch.unique(torch.cat([code.flatten() for code in wanted]))
     pairs = torch.stack([codes // count, codes % count], dim=1)
-    scores = match_scores(model, images, texts, pairs, options.encoding)
+    logits = match_logits(model, images, texts, pairs, options.encoding)
+    scores = logits[:, 1] - logits[:, 0] if options.rerank_score == "log_odds" else logits[:, 1]
     weight = options.rerank_similarity * model.scale().item()
     candidates = (image_candidates, text_candidates)
     matches = [

@@ -184,8 +184,18 @@ def match_scores(
 ) -> Tensor:
     """Log-odds of a match for pairs (P, 2) of (image row, text row) -> (P,) float32.
 
-    Log-odds, not the probability: that saturates at 1 and would tie the best candidates. An image's keys and values
-    are projected once, for all the texts it is paired with; equal pairs are matched once.
+    Log-odds, not the probability: that saturates at 1 and would tie the best candidates.
+    """
+    logits = match_logits(model, images, texts, pairs, options)
+    return logits[:, 1] - logits[:, 0]
+
+
+def match_logits(
+    model: Matcher, images: EncodedImages, texts: EncodedTexts, pairs: Tensor, options: EncodingOptions
+) -> Tensor:
+    """The matching head's logits (P, 2) float32 for pairs (P, 2) of (image row, text row); class 1 = a match.
+
+    An image's keys and values are projected once, for all the texts it is paired with; equal pairs are matched once.
     """
     assert images.distinct.states.shape[1] and texts.states
     pairs = torch.stack([images.rows[pairs[:, 0]], texts.rows[pairs[:, 1]]], dim=1)
@@ -193,7 +203,7 @@ def match_scores(
     lengths = torch.tensor([len(states) for states in texts.states])
     chunk = pairs[:, 0] // MATCH_IMAGES
     order = torch.argsort(chunk * (int(lengths.max()) + 1) + lengths[pairs[:, 1]])  # by chunk, then by length
-    scores = torch.empty(len(pairs))
+    found = torch.empty(len(pairs), 2)
     starts = [0, *(chunk[order].diff().nonzero().flatten() + 1).tolist(), len(pairs)]
     with inference(model, options) as device:
         for start, stop in pairwise(starts):
@@ -203,9 +213,8 @@ def match_scores(
                 chosen = order[left : min(left + options.pair_batch, stop)]
                 target = _padded(texts, pairs[chosen, 1]).to(device)
                 sources = local[left - start : left - start + len(chosen)].to(device)
-                logits = model.match_logits(model.fuse(target, memory.select(sources))).float()  # (P, 2)
-                scores[chosen] = (logits[:, 1] - logits[:, 0]).cpu()
-    return scores[inverse]
+                found[chosen] = model.match_logits(model.fuse(target, memory.select(sources))).float().cpu()
+    return found[inverse]
 
 
 def _padded(texts: EncodedTexts, rows: Tensor) -> View:
