@@ -9,15 +9,13 @@ import os
 import signal
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from datetime import date
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cclm.verbs import convert, embed
-from cclm.verbs.inputs import codes, load
+from cclm.verbs import convert, embed, evaluate
+from cclm.verbs.inputs import add_inputs, load
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -33,6 +31,7 @@ USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
   data check DIR                           verify shards: counts, checksums, every sample
   data tokenizer --data DIRS --output O    train a tokenizer on the texts of shards
   evaluate retrieval --model M --data D    image-text retrieval per language: report.json, table, chart
+  evaluate statements --model M --data D   labels or answers (XVNLI, xGQA, MaRVL ..): the same
   convert SOURCE OUT                       a released checkpoint -> a pretrained folder, and back (--to-original)
   embed --model M --source S --output O    embeddings of pictures, and captions, as numpy and parquet files
   index build --model M --data D --output O
@@ -159,60 +158,8 @@ def _data_tokenizer(given: Namespace) -> None:
     print(tokenizer(**given.as_dict()))
 
 
-def _retrieval_options(parser: ArgumentParser) -> None:
-    from cclm.models.encoding import EncodingOptions
-
-    _add_inputs(parser)
-    parser.add_argument("--output", type=Path, required=True, help="report.json; the chart goes beside it")
-    parser.add_argument("--baseline", type=Path, default=None, help="another report to show beside this one")
-    parser.add_argument("--languages", type=list[str] | str | None, default=None, help="de,fr; all by default")
-    parser.add_argument("--texts", default="auto", help="auto, captions or parallel: which texts are queries")
-    parser.add_argument("--rerank", type=int, default=0, help="candidates per query for the matching head")
-    parser.add_argument(
-        "--rerank_similarity", type=float, default=0.0, help="weight of the similarity beside the match score"
-    )
-    parser.add_argument("--rerank_score", default="log_odds", help="log_odds of a match, or the original's logit")
-    parser.add_argument("--encoding", type=EncodingOptions, default=EncodingOptions())
-
-
-def _evaluate_retrieval(given: Namespace) -> None:
-    from rich.console import Console
-
-    from cclm.data.shards import check_languages, read_records
-    from cclm.evaluation.encoding import pixel_views
-    from cclm.evaluation.report import Provenance, Report, check_output, table
-    from cclm.evaluation.retrieval import RetrievalOptions, evaluate_retrieval
-    from cclm.images import open_image
-    from cclm.models.card import refresh_scores
-    from cclm.retrieval.store import ModelSource
-
-    output = check_output(given.output)
-    baseline = Report.read(given.baseline) if given.baseline else None
-    source = ModelSource.of(given.model)
-    chosen = codes(given.languages)
-    check_languages(given.data, chosen)
-    model, processor = load(given.model, given.device)
-    provenance = Provenance(source.path, source.sha256, given.data, _data_hash(given.data), date.today().isoformat())
-    options = RetrievalOptions(
-        chosen,
-        texts=given.texts,
-        rerank=given.rerank,
-        rerank_similarity=given.rerank_similarity,
-        rerank_score=given.rerank_score,
-        encoding=given.encoding,
-    )
-    views = pixel_views(model, processor, lambda data: open_image(data, processor.image_size))
-    skipped: Counter[str] = Counter()
-    records = read_records(given.data, skipped=skipped)
-    report = evaluate_retrieval(model, processor, records, views, provenance, options)
-    report = replace(report, skipped=dict(skipped))
-    report.write(output, baseline)
-    refresh_scores(given.model)
-    Console().print(table(report, baseline))
-
-
 def _index_options(parser: ArgumentParser) -> None:
-    _add_inputs(parser)
+    add_inputs(parser)
     parser.add_argument("--output", type=Path, required=True)
 
 
@@ -264,26 +211,15 @@ def _listed(hits: list[Hit]) -> str:
     return "\n".join(f"{hit.rank:3d}  {hit.score:6.3f}  {hit.key}  {caption(hit)}" for hit in hits)
 
 
-def _add_inputs(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, help="a pretrained folder")
-    parser.add_argument("--data", type=str, required=True, help="a split folder of shards, a tar or a pattern")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda ..")
-
-
-def _data_hash(source: str) -> str:
-    from cclm.data.shards import MANIFEST
-    from cclm.storage import file_hash
-
-    manifest = Path(source) / MANIFEST
-    return file_hash(manifest) if manifest.is_file() else ""
-
-
 VERBS = {
     "data build": Verb("Raw data -> shards.", _build_options, _data_build),
     "data check": Verb("Verify a built dataset; names every bad shard.", _check_options, _data_check),
     "data tokenizer": Verb("Train a tokenizer on the texts of shards.", _tokenizer_options, _data_tokenizer),
     "evaluate retrieval": Verb(
-        "Image-text retrieval per language, both directions.", _retrieval_options, _evaluate_retrieval
+        "Image-text retrieval per language, both directions.", evaluate.retrieval_options, evaluate.retrieval
+    ),
+    "evaluate statements": Verb(
+        "Labels or answers about images, per language.", evaluate.statements_options, evaluate.statements
     ),
     "convert": Verb("Released checkpoints to pretrained folders, and back.", convert.options, convert.run),
     "embed": Verb("Embeddings of pictures, and of captions, in clip-retrieval's layout.", embed.options, embed.run),

@@ -20,13 +20,17 @@ METRICS = ("R@1", "R@5", "R@10", "mean_recall", "median_rank", "mean_reciprocal_
 
 @dataclass(frozen=True)
 class Provenance:
-    """What was evaluated on what, and when (ISO date). Hashes are SHA-256 in hex."""
+    """What was evaluated on what, and when (ISO date). Hashes are SHA-256 in hex.
+
+    `choice`: how the model's step was chosen; empty where it is the last one.
+    """
 
     model: str
     model_hash: str
     data: str
     data_hash: str
     date: str
+    choice: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Report:
         """A report written before. Errors: OSError where it is missing, ValueError where it is no such report."""
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
+            stored = {"choice": ""} | stored  # reports of before have none
             provenance = Provenance(**{name: stored[name] for name in Provenance.__dataclass_fields__})
             return cls(stored["languages"], stored["texts"], stored["protocol"], provenance, stored["skipped"])
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:

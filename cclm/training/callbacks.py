@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.trainer.states import TrainerFn
 
 from cclm.data.loader import StepBatch
 from cclm.errors import first_line
 from cclm.models.card import write_card
+from cclm.models.choice import Choice, is_test
 from cclm.models.model import CCLMConfig
 from cclm.models.names import EXPORTED, model_type
 from cclm.models.sentence import write_modules
@@ -22,6 +26,7 @@ from cclm.storage import check_replaceable, whole_file, whole_folder
 from cclm.training.facts import card_facts
 
 logger = logging.getLogger(__name__)
+
 
 class Position(pl.Callback):
     """Tells the data module which batch has been trained on, so that a checkpoint resumes at the next one."""
@@ -46,7 +51,7 @@ class Bar(TQDMProgressBar):
 
 def _short(name: str) -> str:
     renamed = {"speed/samples_per_second": "samples/s", "speed/data_wait": "wait"}
-    return renamed.get(name) or name.partition("/")[2].replace("text_to_image/", "")
+    return renamed.get(name) or name.partition("/")[2].replace("text_to_image/", "").replace("statements/", "")
 
 
 def _shown(value: float) -> int | str:
@@ -102,11 +107,24 @@ class Speed(pl.Callback):
 class Export(pl.Callback):
     """Writes the pretrained folder (weights, config, processor, card) at the end; `initial` also before the start.
 
+    `best`: not the last step's, but those of the highest such metric of all validations, as
+    "xvnli/en/statements/accuracy" without its "eval/". `choose_on_test`: let that be of a test split, which is refused
+    otherwise; the model's card and every report on it then say so.
+
     `licence`: an identifier of the hub such as apache-2.0 for the model card, which calls it unknown otherwise.
     """
 
-    def __init__(self, folder: str, initial: str | None = None, licence: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        initial: str | None = None,
+        licence: str | None = None,
+        best: str | None = None,
+        choose_on_test: bool = False,
+    ) -> None:
         self.folder, self.initial, self.licence = folder, initial, licence
+        self.best, self.choose_on_test = best, choose_on_test
+        self._value: float | None = None
 
     def setup(self, trainer: pl.Trainer, system: pl.LightningModule, stage: str) -> None:
         """Errors: ValueError, before the training, for a folder that holds anything but a former export."""
@@ -118,21 +136,72 @@ class Export(pl.Callback):
                     f"export: {folder} holds a model of another kind, which is not replaced; choose another"
                 )
 
+        if self.best and stage == "fit":
+            self._check_best(trainer)
+
+    def _check_best(self, trainer: pl.Trainer) -> None:
+        """Errors: ValueError where `best` is measured on no validation set, or on a test split without leave."""
+        name = self.best.split("/")[0]
+        sets = trainer.datamodule.validation
+        if name not in sets or trainer.limit_val_batches == 0:
+            there = ", ".join(sets) or "none"
+            raise ValueError(
+                f"export: best is {self.best}, no metric of a validation set that is run (sets: {there}); name one of "
+                "data.statements or data.validation"
+            )
+        if is_test(sets[name].shards) and not self.choose_on_test:
+            raise ValueError(
+                f"export: best would choose the model on {sets[name].shards}, a test split; choose on a dev split, or "
+                "set choose_on_test: true, and every report will say so"
+            )
+
+    def on_validation_end(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
+        if not self.best or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        metrics = {name.removeprefix("eval/"): float(value) for name, value in trainer.callback_metrics.items()}
+        if self.best not in metrics:
+            near = difflib.get_close_matches(self.best, metrics, 1)
+            raise ValueError(
+                f"export: no metric {self.best} was measured" + (f"; did you mean {near[0]}?" if near else "")
+            )
+        if self._value is None or metrics[self.best] > self._value:
+            self._value = metrics[self.best]
+            data = trainer.datamodule.validation[self.best.split("/")[0]].shards
+            choice = Choice(self.best, self._value, trainer.global_step, data, is_test(data))
+            self._write(trainer, system, self.folder, choice)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self._value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._value = state.get("value")
+
     def on_train_start(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
         if self.initial and trainer.global_step == 0:
             self._write(trainer, system, self.initial)
 
     def on_fit_end(self, trainer: pl.Trainer, system: pl.LightningModule) -> None:
-        self._write(trainer, system, self.folder)
+        if not self.best:
+            self._write(trainer, system, self.folder)
+        elif self._value is None:
+            raise ValueError(
+                f"export: {self.best} was never measured, so nothing is exported; lower trainer.val_check_interval"
+            )
 
-    def _write(self, trainer: pl.Trainer, system: pl.LightningModule, folder: str) -> None:
+    def _write(
+        self, trainer: pl.Trainer, system: pl.LightningModule, folder: str, choice: Choice | None = None
+    ) -> None:
         facts = card_facts(trainer, system, Path(folder), self.licence)
+        if choice is not None:
+            facts = replace(facts, recipe=facts.recipe | {"chosen": str(choice)})
         if trainer.is_global_zero:
             with whole_folder(folder) as partial:
                 system.model.save_pretrained(partial)
                 system.processor.save_pretrained(partial)
                 if system.model.config.embedding_size:
                     write_modules(partial)
+                if choice is not None:
+                    choice.write(partial)
                 write_card(partial, facts)
         trainer.strategy.barrier("export")
 

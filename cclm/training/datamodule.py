@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader
 
 from cclm.data.batches import StreamConfig
 from cclm.data.loader import LoaderProgress, PairLoader, StepLoader, make_loader
-from cclm.data.pairs import ImageCaption
+from cclm.data.pairs import ImageCaption, Statements
 from cclm.data.readers import CachedStates, ImageReader, PixelReader
 from cclm.data.state_cache import CacheSettings, StateCache, cached_states
 from cclm.models.processor import CCLMProcessor
 from cclm.models.vision import ImageEncoder
 from cclm.training.settings import ProcessorSettings
-from cclm.training.validation import RetrievalSet, RetrievalTask
+from cclm.training.validation import RetrievalSet, StatementSet, ValidationSet
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,10 @@ class LoaderSettings:
 
 
 class PairDataModule(pl.LightningDataModule):
-    """Training streams and validation sets, by name."""
+    """Training streams and validation sets, by name: `validation` and `test` to retrieve from, `statements` to judge.
+
+    `cclm test` runs `test` where it is given, else the others.
+    """
 
     def __init__(
         self,
@@ -56,11 +59,15 @@ class PairDataModule(pl.LightningDataModule):
         loader: LoaderSettings = LoaderSettings(),
         validation: dict[str, RetrievalSet] | None = None,
         test: dict[str, RetrievalSet] | None = None,
+        statements: dict[str, StatementSet] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.processor, self.streams, self.settings, self.seed = processor.build(), streams, loader, seed
-        self.validation, self.testing = validation or {}, test or {}
+        self.validation: dict[str, ValidationSet] = {**(validation or {}), **(statements or {})}
+        self.testing: dict[str, ValidationSet] = test or {}
+        if twice := set(validation or {}) & set(statements or {}):
+            raise ValueError(f"data.validation and data.statements both have {twice.pop()!r}; name each set once")
         for name, chosen in (self.validation | self.testing).items():
             chosen.check(name)
         self.progress = LoaderProgress()
@@ -91,13 +98,14 @@ class PairDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._tasks(self.testing or self.validation)
 
-    def _tasks(self, sets: dict[str, RetrievalSet]) -> DataLoader:
-        tasks = [RetrievalTask(name, chosen, self._cache(chosen.shards, 1)) for name, chosen in sets.items()]
+    def _tasks(self, sets: dict[str, ValidationSet]) -> DataLoader:
+        tasks = [chosen.task(name, self._cache(chosen.shards, 1)) for name, chosen in sets.items()]
         return DataLoader(tasks, batch_size=None)
 
     def _image_reader(self) -> ImageReader | None:
         """States from the cache where one is wanted, else pixels; streams without images never ask."""
-        folders = [stream.shards for stream in self.streams.values() if isinstance(stream.pairs, ImageCaption)]
+        kinds = (ImageCaption, Statements)
+        folders = [stream.shards for stream in self.streams.values() if isinstance(stream.pairs, kinds)]
         if self.settings.cache is None or not folders:
             return PixelReader(self.processor, train=True, decode_margin=self.settings.decode_margin)
         if len(folders) > 1 or isinstance(folders[0], dict):

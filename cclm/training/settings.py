@@ -8,6 +8,7 @@ from typing import Any
 
 from cclm.models.adapt import adapted, adapted_config
 from cclm.models.fill import every_layer, load_backbone, load_xlm_roberta
+from cclm.models.labels import read_labels
 from cclm.models.model import CCLMConfig, CCLMModel
 from cclm.models.processor import CCLMProcessor, ImageSettings, load_tokenizer
 from cclm.models.weights import read_weights
@@ -37,7 +38,8 @@ class NetworkSettings:
     """Geometry and initial weights of the network.
 
     `pretrained`: a folder to start from; `config` then holds what is changed of its geometry, for fine-tuning: heads,
-    labels, images for a text; tables are resized to the processor's image size. `backbone_weights`, `text_weights`:
+    labels, images for a text; tables are resized to the processor's image size. `labels`: a file of config.labels, as
+    `read_labels` reads it. `backbone_weights`, `text_weights`:
     files for the image encoder (timm names or order) and for the text layers (XLM-R); `package:NAME` is the file that
     a package carries. `text_weights_every`: n takes every n-th layer of these (2: CCLM-3M/4M cuts its 12 out of XLM-R
     large's 24).
@@ -45,6 +47,7 @@ class NetworkSettings:
 
     config: dict[str, Any] = field(default_factory=dict)
     pretrained: str | None = None
+    labels: str | None = None
     backbone_weights: str | None = None
     text_weights: str | None = None
     text_weights_every: int = 1
@@ -55,12 +58,13 @@ class NetworkSettings:
 
     def build(self, processor: CCLMProcessor) -> tuple[CCLMModel, set[str]]:
         """The model, and the names of its parameters that no weights filled."""
+        settings = _known(self.config) | ({"labels": read_labels(self.labels)} if self.labels else {})
+        settings = {"image_size": processor.image_size, **settings}
         if self.pretrained:
             if self.backbone_weights or self.text_weights:
                 raise ValueError("network.pretrained brings all weights; set backbone_weights and text_weights to null")
-            return self._changed(CCLMModel.from_pretrained(self.pretrained), processor)
-        geometry = {"vocab_size": processor.vocab_size, "image_size": processor.image_size, **self.config}
-        model = CCLMModel(CCLMConfig(**_known(geometry)))
+            return _changed(CCLMModel.from_pretrained(self.pretrained), settings)
+        model = CCLMModel(CCLMConfig(**({"vocab_size": processor.vocab_size} | settings)))
         filled: set[str] = set()
         if self.backbone_weights:
             report = load_backbone(model.image_encoder.backbone, read_weights(self.backbone_weights))
@@ -69,16 +73,6 @@ class NetworkSettings:
             weights = every_layer(read_weights(self.text_weights), self.text_weights_every)
             filled |= set(load_xlm_roberta(model, weights).filled)
         return model, {name for name, _ in model.named_parameters()} - filled
-
-    def _changed(self, model: CCLMModel, processor: CCLMProcessor) -> tuple[CCLMModel, set[str]]:
-        changes = {"image_size": processor.image_size, **_known(self.config)}
-        config = adapted_config(model.config, changes)
-        if config.to_dict() == model.config.to_dict():
-            return model, set()
-        weights, report = adapted(model.state_dict(), model.config, config)
-        changed = CCLMModel(config)
-        changed.load_state_dict(changed.state_dict() | weights)
-        return changed, {name for name, _ in changed.named_parameters()} & set(report.new)
 
 
 @dataclass(frozen=True)
@@ -97,6 +91,16 @@ class ComputeSettings:
             for block in (*model.text_encoder.blocks, *model.fusion.blocks):
                 block.compile(dynamic=True, backend=self.compile_backend)
             model.image_encoder.compile(dynamic=False, backend=self.compile_backend)
+
+
+def _changed(model: CCLMModel, changes: dict[str, Any]) -> tuple[CCLMModel, set[str]]:
+    config = adapted_config(model.config, changes)
+    if config.to_dict() == model.config.to_dict():
+        return model, set()
+    weights, report = adapted(model.state_dict(), model.config, config)
+    changed = CCLMModel(config)
+    changed.load_state_dict(changed.state_dict() | weights)
+    return changed, {name for name, _ in changed.named_parameters()} & set(report.new)
 
 
 def _known(geometry: dict[str, Any]) -> dict[str, Any]:

@@ -20,12 +20,14 @@ from cclm.data.loader import StepBatch
 from cclm.objectives.base import Objective, pair_losses
 from cclm.training.optim import OptimizerSettings, build_optimizer, build_schedule, freeze, parameter_groups
 from cclm.training.settings import ComputeSettings, NetworkSettings, ProcessorSettings
-from cclm.training.validation import RetrievalTask
+from cclm.training.validation import Task
 
 _log = logging.getLogger(__name__)
 
 # Metrics worth a place on the progress bar and in the lines of a log.
-SHOWN = ("en/text_to_image/R@10", "others/text_to_image/R@10")
+SHOWN = tuple(
+    f"{language}/{metric}" for language in ("en", "others") for metric in ("text_to_image/R@10", "statements/accuracy")
+)
 
 
 class NonFiniteLoss(ValueError):
@@ -120,7 +122,7 @@ class CrossViewSystem(pl.LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(trained, self.settings.clip_norm or float("inf"))
         self.log("train/gradient_norm", norm)
 
-    def validation_step(self, task: RetrievalTask, index: int) -> None:
+    def validation_step(self, task: Task, index: int) -> None:
         metrics = task.evaluate(self.model, self.processor)
         shown = {name: value for name, value in metrics.items() if name.endswith(SHOWN)}
         for name, value in metrics.items():

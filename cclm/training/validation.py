@@ -1,7 +1,8 @@
-"""Zero-shot retrieval on a dataset during training: what `validate`, `test` and every N steps of `fit` run."""
+"""What a model is measured by during training: what `validate`, `test` and every N steps of `fit` run."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,16 +11,19 @@ import torch
 
 from cclm.data.shards import check_languages, list_shards, read_records
 from cclm.data.state_cache import StateCache
+from cclm.evaluation.answering import RankOptions
 from cclm.evaluation.encoding import ImageViews, pixel_views
-from cclm.evaluation.report import Provenance
+from cclm.evaluation.report import Provenance, Report
 from cclm.evaluation.retrieval import RetrievalOptions, evaluate_retrieval
+from cclm.evaluation.statements import StatementOptions, evaluate_statements
 from cclm.images import open_image
+from cclm.models.labels import read_labels
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor
 from cclm.types import Record, View
 
-# What a training log shows of a report; the rest is `cclm evaluate retrieval`'s.
-LOGGED = ("R@1", "R@10")
+# What a training log shows of a report; the rest is `cclm evaluate`'s.
+LOGGED = ("R@1", "R@10", "accuracy", "consistency")
 
 
 @dataclass(frozen=True)
@@ -33,33 +37,55 @@ class RetrievalSet:
 
     def check(self, name: str) -> None:
         """Before the training. Errors: ValueError naming the set, where shards or languages are missing."""
-        try:
-            list_shards(self.shards)
-            check_languages(self.shards, self.languages)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"validation set {name}: {error}") from None
+        _check_shards(name, self.shards, self.languages)
+
+    def task(self, name: str, cache: StateCache | None) -> RetrievalTask:
+        return RetrievalTask(name, self, cache)
 
 
 @dataclass(frozen=True)
-class RetrievalTask:
+class StatementSet:
+    """One dataset of statements or questions. `head`: "classify" or "answer". `labels`: a file, None for the model's.
+
+    `candidates`, `first_token`: as in `RankOptions`, for answers.
+    """
+
+    shards: str
+    head: str
+    languages: list[str] | None = None
+    labels: str | None = None
+    candidates: int = 128
+    first_token: str = "once"
+
+    def check(self, name: str) -> None:
+        """Before the training. Errors: ValueError naming the set, where shards, languages or labels are missing."""
+        _check_shards(name, self.shards, self.languages)
+        try:
+            StatementOptions(self.head, tuple(read_labels(self.labels)) if self.labels else ("",), rank=self.rank())
+        except ValueError as error:
+            raise ValueError(f"validation set {name}: {error}") from None
+
+    def rank(self) -> RankOptions:
+        return RankOptions(self.candidates, self.first_token)
+
+    def task(self, name: str, cache: StateCache | None) -> StatementTask:
+        return StatementTask(name, self, cache)
+
+
+ValidationSet = StatementSet | RetrievalSet
+
+
+@dataclass(frozen=True)
+class Task(ABC):
     """A set, and the states of its images where the backbone is frozen and they stand in a cache."""
 
     name: str
-    settings: RetrievalSet
+    settings: ValidationSet
     cache: StateCache | None = None
 
     def evaluate(self, model: CCLMModel, processor: CCLMProcessor) -> dict[str, float]:
         """Metrics by "<set>/<language>/<direction>/<metric>"; the language "others" is the mean without English."""
-        chosen = self.settings.languages
-        options = RetrievalOptions(
-            tuple(chosen) if chosen else None,
-            rerank=self.settings.rerank,
-            rerank_similarity=self.settings.rerank_similarity,
-            draws=0,
-        )
-        untold = Provenance("in training", "", self.settings.shards, "", "")
-        records = read_records(self.settings.shards)
-        report = evaluate_retrieval(model, processor, records, self._views(model, processor), untold, options)
+        report = self._report(model, processor)
         rows = dict(report.languages)
         if len(rows) > 1 and "en" in rows:
             rows["others"] = {way: report.mean(way, without=("en",)) for way in report.directions()}
@@ -68,7 +94,19 @@ class RetrievalTask:
             for language, ways in rows.items()
             for way, scores in ways.items()
             for metric in LOGGED
+            if metric in scores
         }
+
+    @abstractmethod
+    def _report(self, model: CCLMModel, processor: CCLMProcessor) -> Report: ...
+
+    @property
+    def languages(self) -> tuple[str, ...] | None:
+        return tuple(self.settings.languages) if self.settings.languages else None
+
+    @property
+    def untold(self) -> Provenance:
+        return Provenance("in training", "", self.settings.shards, "", "")
 
     def to(self, device: torch.device, **options: bool) -> Self:
         """A task is no batch of tensors: Lightning finds nothing to move."""
@@ -84,3 +122,42 @@ class RetrievalTask:
             return model.encode_image_states(torch.from_numpy(states).to(model.device))
 
         return views
+
+
+@dataclass(frozen=True)
+class RetrievalTask(Task):
+    """Zero-shot retrieval."""
+
+    settings: RetrievalSet
+
+    def _report(self, model: CCLMModel, processor: CCLMProcessor) -> Report:
+        options = RetrievalOptions(
+            self.languages,
+            rerank=self.settings.rerank,
+            rerank_similarity=self.settings.rerank_similarity,
+            draws=0,
+        )
+        records = read_records(self.settings.shards)
+        return evaluate_retrieval(model, processor, records, self._views(model, processor), self.untold, options)
+
+
+@dataclass(frozen=True)
+class StatementTask(Task):
+    """Accuracy on statements."""
+
+    settings: StatementSet
+
+    def _report(self, model: CCLMModel, processor: CCLMProcessor) -> Report:
+        chosen = self.settings
+        labels = read_labels(chosen.labels) if chosen.labels else model.config.labels
+        options = StatementOptions(chosen.head, tuple(labels or ()), self.languages, rank=chosen.rank(), draws=0)
+        records = read_records(chosen.shards)
+        return evaluate_statements(model, processor, records, self._views(model, processor), self.untold, options)
+
+
+def _check_shards(name: str, shards: str, languages: list[str] | None) -> None:
+    try:
+        list_shards(shards)
+        check_languages(shards, languages)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"validation set {name}: {error}") from None

@@ -9,6 +9,7 @@ from cclm.errors import first_line
 
 if TYPE_CHECKING:
     import torch
+    from jsonargparse import ArgumentParser
 
     from cclm.models.model import CCLMModel
     from cclm.models.processor import CCLMProcessor
@@ -24,6 +25,12 @@ def load(folder: Path, device: str) -> tuple[CCLMModel, CCLMProcessor]:
     place = device_named(device)
     model = CCLMModel.from_pretrained(folder).eval().to(place)
     return model, model.processor
+
+
+def add_inputs(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, help="a pretrained folder")
+    parser.add_argument("--data", type=str, required=True, help="a split folder of shards, a tar or a pattern")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda ..")
 
 
 def device_named(name: str) -> torch.device:
