@@ -14,18 +14,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
+from cclm.errors import first_line
 from cclm.models import families
 from cclm.models.adapt import adapted, adapted_config
 from cclm.models.config import CCLMConfig
 from cclm.models.families import SWIN, X2VLM, X2VLM_ENGLISH, Naming, geometry, recognise
 from cclm.models.fill import KeyReport
 from cclm.models.model import CCLMModel
+from cclm.models.names import model_type
 from cclm.models.plain import is_image, is_text
 from cclm.models.start import start_model
-from cclm.models.weights import WeightFile, read_file
+from cclm.models.weights import WeightFile, read_file, read_weights
 from cclm.storage import whole_file
 
 ORIGINAL = "original.json"  # what the released file held beside weights, for the way back
@@ -54,17 +57,15 @@ class Converted:
     state: dict[str, Tensor]
     report: KeyReport
     guessed: dict[str, str] = field(default_factory=dict)
+    resized: int = 0  # relative-position tables
     original: dict[str, Any] = field(default_factory=dict)
 
-    def model(self) -> CCLMModel:
-        with torch.device("meta"):
+    def save(self, folder: Path) -> None:
+        with torch.device("meta"):  # tables that are computed stay there: no folder holds them
             model = CCLMModel(self.config)
         model.load_state_dict(self.state, assign=True)
         model.tie_weights()
-        return model
-
-    def save(self, folder: Path) -> None:
-        self.model().save_pretrained(folder)
+        model.save_pretrained(folder)
         if self.original:
             (folder / ORIGINAL).write_text(json.dumps(self.original, ensure_ascii=False, indent=1) + "\n")
 
@@ -75,30 +76,42 @@ def convert(source: str, options: ConvertOptions) -> Converted:
     Errors: ValueError where it cannot be read safely, is of no known family, lacks a tensor or holds one that nothing
     explains.
     """
+    config = Path(source) / "config.json"
+    if config.is_file() and model_type(config) == CCLMConfig.model_type:
+        raise ValueError(f"{source} is a pretrained folder already; for the way back, add --to-original")
     file = read_file(source, options.trust_pickle)
     if is_image(file.tensors) or is_text(file.tensors):
         return _started(file, options)
-    family = recognise(file.tensors)
+    try:
+        family = recognise(file.tensors)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from None
     if family == X2VLM_ENGLISH:
         return _started(file, options)
     if options.text:
         raise ValueError(f"{source} has its own text layers; leave --text out")
-    found = _released(file, family, options.num_heads)
-    if options.image_size is None or options.image_size == found.config.image_size:
-        return found
-    config = adapted_config(found.config, {"image_size": options.image_size})
-    state, _ = adapted(found.state, found.config, config)
-    return replace(found, config=config, state=state)
+    return _resized(_released(file, family, options.num_heads), options.image_size)
 
 
 def _started(file: WeightFile, options: ConvertOptions) -> Converted:
-    text = read_file(options.text, options.trust_pickle).tensors if options.text else None
-    family, model, report = start_model(file, text, options.num_heads)
-    state = model.state_dict()
-    if options.image_size is None or options.image_size == model.config.image_size:
-        return Converted(family, model.config, state, report)
-    config = adapted_config(model.config, {"image_size": options.image_size})
-    return Converted(family, config, adapted(state, model.config, config)[0], report)
+    text = read_file(options.text, options.trust_pickle) if options.text else None
+    try:
+        family, model, report = start_model(file, text, options.num_heads)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from None
+    return _resized(Converted(family, model.config, model.state_dict(), report), options.image_size)
+
+
+def _resized(found: Converted, image_size: int | None) -> Converted:
+    if image_size in (None, found.config.image_size):
+        return found
+    config = adapted_config(found.config, {"image_size": image_size})
+    state, _ = adapted(found.state, found.config, config)
+    original = dict(found.original)
+    if "image_res" in original.get("config", {}):
+        original["config"] = original["config"] | {"image_res": image_size}
+    resized = sum(value.shape != found.state[name].shape for name, value in state.items())
+    return replace(found, config=config, state=state, resized=resized, original=original)
 
 
 def _released(file: WeightFile, family: str, num_heads: int | None) -> Converted:
@@ -107,6 +120,8 @@ def _released(file: WeightFile, family: str, num_heads: int | None) -> Converted
         shape = geometry(family, weights, file.config, num_heads)
     except KeyError as error:
         raise ValueError(f"{file.path}: a {family} checkpoint without {error}; fetch it again") from None
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from None
     naming, report = shape.naming, KeyReport()
     with torch.device("meta"):
         wanted = CCLMModel(naming.config).state_dict()
@@ -121,7 +136,7 @@ def _released(file: WeightFile, family: str, num_heads: int | None) -> Converted
         used.update(theirs)
     if report.new:
         raise ValueError(
-            f"{file.path}: {len(report.new)} tensors of a {family} checkpoint are missing, first {report.new[0]}; "
+            f"{file.path}: {len(report.new)} tensor(s) of a {family} checkpoint are missing, first {report.new[0]}; "
             "fetch it again"
         )
     if "logit_scale" in state:
@@ -129,8 +144,9 @@ def _released(file: WeightFile, family: str, num_heads: int | None) -> Converted
     if naming.config.tie_word_embeddings and "mlm_head.decoder.weight" in state:
         _check_tied(file.path, state)
     report.left_over = {name: _why_left(naming, name, file.path) for name in weights if name not in used}
-    original = {"family": family, "bare": naming.bare, "config": _plain(file.config), "names": list(weights)}
-    return Converted(family, naming.config, state, report, shape.guessed, original)
+    kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in weights.items()}
+    original = {"family": family, "bare": naming.bare, "key": file.key, "config": _plain(file.config), "tensors": kinds}
+    return Converted(family, naming.config, state, report, shape.guessed, original=original)
 
 
 def _one(path: Path, named: Mapping[str, Tensor], like: Tensor) -> Tensor:
@@ -177,38 +193,61 @@ def to_original(folder: Path, target: Path | None) -> int:
     `target` None: only see whether it can be done.
     Errors: ValueError for a model that no family holds.
     """
-    model = CCLMModel.from_pretrained(folder)
-    stored = folder / ORIGINAL
-    known = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
-    naming = _naming(model.config, known)
-    weights = _theirs(model, naming)
-    names = known.get("names") or sorted(weights)
-    if missing := [name for name in names if name not in weights]:
+    model, known = CCLMModel.from_pretrained(folder), _known(folder / ORIGINAL)
+    naming = _naming(model, known)
+    weights = _theirs(model, naming, read_weights(folder))
+    kinds = known.get("tensors") or {name: str(weights[name].dtype).removeprefix("torch.") for name in sorted(weights)}
+    if missing := [name for name in kinds if name not in weights and not families.is_buffer(name)]:
         raise ValueError(f"{folder}: no tensor of ours is {missing[0]} of the original; convert the checkpoint again")
-    ordered = {name: weights[name] for name in [*names, *(name for name in weights if name not in set(names))]}
-    kept = ordered if not known else {name: ordered[name] for name in names}
-    content = {"model": kept} | ({"config": known["config"]} if known.get("config") else {})
+    kept = {name: weights[name].to(getattr(torch, kind)) for name, kind in kinds.items() if name in weights}
     if target is not None:
         with whole_file(target) as partial:
-            torch.save(content, partial)
+            _write(kept, known, partial, target.suffix == ".safetensors")
     return len(kept)
 
 
-def _naming(config: CCLMConfig, known: Mapping[str, Any]) -> Naming:
-    family = SWIN if "swin" in config.backbone else X2VLM
+def _write(weights: dict[str, Tensor], known: Mapping[str, Any], path: Path, safe: bool) -> None:
+    if safe:  # which holds no tensor twice, and nothing beside them
+        safetensors.torch.save_file({name: value.clone().contiguous() for name, value in weights.items()}, path)
+        return
+    key, config = known.get("key", "model"), known.get("config")
+    content = {key: weights} | ({"config": config} if config else {}) if key else weights
+    with open(path, "wb") as file:  # torch's own writer does not say that a disk is full
+        torch.save(content, file)
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """What the released file held, where the folder was converted from one."""
+    if not path.is_file():
+        return {}
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(getattr(torch, kind), torch.dtype) for kind in known["tensors"].values()):
+            raise TypeError("no kinds of tensors")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({first_line(error)}); convert the checkpoint again") from None
+    return known
+
+
+def _naming(model: CCLMModel, known: Mapping[str, Any]) -> Naming:
+    config, family = model.config, SWIN if "swin" in model.config.backbone else X2VLM
     fits = config.position_offset == (0 if family == SWIN else 2) and not config.pre_norm and config.pooling == "first"
+    fits &= not list(model.image_adapter.parameters()) and config.tie_word_embeddings == (family == SWIN)
     if not fits or "swin" not in config.backbone and "beit" not in config.backbone:
         raise ValueError(
-            f"a model with backbone {config.backbone}, position_offset {config.position_offset} and pooling "
-            f"{config.pooling} is of no released family; only converted models, and those trained from them, go back"
+            f"a model with backbone {config.backbone}, position_offset {config.position_offset}, pooling "
+            f"{config.pooling}, image states {model.image_encoder.width} and text states {config.hidden_size} wide is "
+            "of no released family; only converted models, and those trained from them, go back"
         )
     return Naming(family, config, known.get("bare", family == X2VLM or "mlm" not in config.heads))
 
 
-def _theirs(model: CCLMModel, naming: Naming) -> dict[str, Tensor]:
+def _theirs(model: CCLMModel, naming: Naming, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under their names, as `stored`: loading a model brings them all to one precision."""
     config = naming.config
     weights: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
+    for name in model.state_dict():
+        value = stored[model.all_tied_weights_keys.get(name, name)]
         if name == "logit_scale":
             value = _temperature(value, config.temperature)
         weights |= dict.fromkeys(naming.theirs(name), value)

@@ -87,11 +87,14 @@ def recognise(weights: Weights) -> str:
         if not lacking[family]:
             return family
     nearest = min(lacking, key=lambda family: len(lacking[family]))
-    shown = re.sub(r"\\d\+", "N", lacking[nearest][0]).replace("(bert\\.)?", "").replace("\\", "")
-    found = len(_MARKS[nearest]) - len(lacking[nearest])
-    kind = f"nearest is {nearest}, which also has {shown}" if found else f"it has nothing of one, such as {shown}"
+    missing = [re.sub(r"\\d\+", "N", mark).replace("(bert\\.)?", "").replace("\\", "") for mark in lacking[nearest]]
+    told = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+    if len(missing) == len(_MARKS[nearest]):
+        told = f"it has nothing of one, such as {missing[0]}"
+    else:
+        told = f"it is nearest to {nearest}, but has no {told}"
     known = ", ".join(_MARKS)
-    raise ValueError(f"no checkpoint of a known family: {kind}; give one of {known}, or of XLM-R, Swin or BEiT-v2")
+    raise ValueError(f"no checkpoint of a known family: {told}; give one of {known}, or of XLM-R, Swin or BEiT-v2")
 
 
 @dataclass(frozen=True)
@@ -185,8 +188,8 @@ class Geometry:
 def geometry(family: str, weights: Weights, told: Mapping[str, Any], num_heads: int | None) -> Geometry:
     """The configuration of a checkpoint of `family`; `told` is what lies in the file beside the weights.
 
-    `num_heads` of the text layers, None to infer it: no tensor has a dimension of it. In every published model a text
-    head is as wide as a BEiT head, or as two of Swin's last stage. Errors: ValueError where shapes make no model.
+    `num_heads` of the text layers: None where `_text_heads` shall find them. Errors: ValueError where shapes make no
+    model.
     """
     bare = "text_encoder.embeddings.word_embeddings.weight" in weights
     text = "text_encoder" if bare else "text_encoder.bert"
@@ -194,10 +197,12 @@ def geometry(family: str, weights: Weights, told: Mapping[str, Any], num_heads: 
     hidden = words.shape[1]
     vision = {name.removeprefix("vision_encoder."): v for name, v in weights.items() if name.startswith("vision_e")}
     backbone, heads = swin_settings(vision, vision, told) if family == SWIN else beit_settings(vision)
+    if (width := image_width(backbone)) != hidden:
+        raise ValueError(f"the image encoder is {width} wide, the text layers {hidden}; those of {family} are alike")
     guessed = {}
-    if num_heads is None:
-        num_heads = next(n for n in (heads, max(4, hidden // 64), 2, 1) if n and hidden % n == 0)
-        guessed["num_heads"] = f"{num_heads}, from the image encoder's; --num_heads says otherwise"
+    if num_heads is None and (num_heads := _text_heads(told, hidden)) is None:
+        num_heads = next(count for count in (heads, max(4, hidden // 64), 2, 1) if count and hidden % count == 0)
+        guessed["num_heads"] = f"{num_heads}, from the image encoder's; --num-heads says otherwise"
     layers = _count(weights, f"{text}.encoder.layer")
     crossed = _count(weights, f"{text}.encoder.layer", ".crossattention.self.query.weight")
     fusion = {"text_layers": layers - crossed, "fusion_layers": crossed}
@@ -225,6 +230,22 @@ def geometry(family: str, weights: Weights, told: Mapping[str, Any], num_heads: 
     return Geometry(Naming(family, CCLMConfig(**settings), bare), guessed)
 
 
+def _text_heads(told: Mapping[str, Any], hidden: int) -> int | None:
+    """Heads of the text layers, of which no tensor has a dimension, from what lies in the file beside the weights.
+
+    That is a configuration of the text encoder, or the name of one with the width that it is published with. Where
+    neither is there, None: in every published model a text head is as wide as a BEiT head, or as two of Swin's.
+    """
+    for name, value in told.items():
+        if name == "num_attention_heads" and isinstance(value, int):
+            return value
+        if isinstance(value, Mapping) and name != "vision_config" and (found := _text_heads(value, hidden)):
+            return found
+    published = {"xlm-roberta-base": (768, 12), "xlm-roberta-large": (1024, 16)}
+    width, heads = published.get(str(told.get("text_encoder")).rstrip("/").rsplit("/", 1)[-1], (0, 0))
+    return heads if width == hidden else None
+
+
 def _count(weights: Weights, prefix: str, suffix: str = ".attention.self.query.weight") -> int:
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+){re.escape(suffix)}")
     return len({found[1] for name in weights if (found := pattern.fullmatch(name))})
@@ -232,6 +253,8 @@ def _count(weights: Weights, prefix: str, suffix: str = ".attention.self.query.w
 
 def _interleaved(weights: Weights, prefix: str, first: int, last: int) -> bool:
     """Whether each two fusion layers share their keys' projection: the form with two images for a text."""
+    if not {"cls_head.3.weight", "ta_head.weight"} & set(weights):
+        return False
     keys = [weights.get(f"{prefix}.{layer}.crossattention.self.key.weight") for layer in range(first, last)]
     pairs = list(zip(keys[::2], keys[1::2], strict=False))
     return bool(pairs) and len(keys) % 2 == 0 and all(a is not None and b is not None and a.equal(b) for a, b in pairs)
@@ -265,32 +288,45 @@ def swin_settings(
 ) -> tuple[dict[str, Any], int]:
     """Settings of a Swin of the original's names, and the text heads that go with it.
 
-    Its attention masks, in `tables`, tell the image size; without them it is taken from `told`, or is that at which
-    windows fill the last stage, as at every published resolution.
+    Its image size follows from `tables`, `told` or the windows: see `_swin_image_size`.
     """
     depths: list[int] = []
     heads: list[int] = []
+    windows: list[int] = []
     while blocks := _count(weights, f"layers.{len(depths)}.blocks", ".attn.qkv.weight"):
-        heads.append(weights[f"layers.{len(depths)}.blocks.0.attn.relative_position_bias_table"].shape[1])
+        table = weights[f"layers.{len(depths)}.blocks.0.attn.relative_position_bias_table"]
+        windows.append(_window(table))
+        heads.append(table.shape[1])
         depths.append(blocks)
     patch = weights["patch_embed.proj.weight"]
-    window = _window(weights["layers.0.blocks.0.attn.relative_position_bias_table"])
-    mask = tables.get("layers.0.blocks.1.attn_mask")
-    if mask is not None:
-        size = math.isqrt(mask.shape[0] * mask.shape[1]) * patch.shape[2]
-    else:
-        size = (told or {}).get("image_res") or window * patch.shape[2] * 2 ** (len(depths) - 1)
     options = {
         "embed_dim": patch.shape[0],
         "depths": depths,
         "num_heads": heads,
         "patch_size": patch.shape[2],
-        "window_size": window,
+        "window_size": windows[0],
         "mlp_ratio": weights["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / patch.shape[0],
         "drop_path_rate": 0.1,
     }
-    found = {"backbone": "swin_base_patch4_window7_224", "backbone_options": options, "image_size": int(size)}
+    size = _swin_image_size(windows, tables, told or {}, patch.shape[2])
+    found = {"backbone": "swin_base_patch4_window7_224", "backbone_options": options, "image_size": size}
     return found, heads[-1] // 2
+
+
+def _swin_image_size(windows: list[int], tables: Weights, told: Mapping[str, Any], patch: int) -> int:
+    """Pixels of the images that a Swin with these windows, one for each stage, is for.
+
+    The attention mask of a stage, in `tables`, tells it; so does a window that had to shrink to its stage's map.
+    Otherwise `told` may say it, or else it is that at which windows fill the last stage, as in every published model.
+    """
+    for name, mask in tables.items():
+        if found := re.fullmatch(r"layers\.(\d+)\.blocks\.\d+\.attn_mask", name):
+            return math.isqrt(mask.shape[0] * mask.shape[1]) * 2 ** int(found[1]) * patch
+    shrunk = next((stage for stage, side in enumerate(windows) if side < windows[0]), None)
+    if shrunk is not None:
+        return windows[shrunk] * 2**shrunk * patch
+    size = told.get("image_res", told.get("image_size"))
+    return size if isinstance(size, int) and size > 0 else windows[-1] * 2 ** (len(windows) - 1) * patch
 
 
 def beit_settings(weights: Weights) -> tuple[dict[str, Any], int]:
@@ -307,6 +343,12 @@ def beit_settings(weights: Weights) -> tuple[dict[str, Any], int]:
     }
     size = _window(table[:-3]) * patch.shape[2]
     return {"backbone": "beitv2_base_patch16_224", "backbone_options": options, "image_size": size}, table.shape[1]
+
+
+def image_width(settings: Mapping[str, Any]) -> int:
+    """The width of the states of a backbone with these settings; a Swin doubles it at every stage but its first."""
+    options = settings["backbone_options"]
+    return options["embed_dim"] * 2 ** (len(options.get("depths", [0])) - 1)
 
 
 def _window(table: Tensor) -> int:

@@ -52,10 +52,11 @@ def is_text(weights: Weights) -> bool:
     return any(re.fullmatch(r"(?:roberta\.|bert\.)?embeddings\.word_embeddings\.weight", name) for name in weights)
 
 
-def image_weights(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def image_weights(weights: Weights, told: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The same under timm's names, and the settings of CCLMConfig for such a backbone. Tables of indices are left out.
 
-    Errors: ValueError where it is neither a Swin nor a BEiT with relative positions.
+    `told`: the configuration beside them. Errors: ValueError where it is neither a Swin nor a BEiT with relative
+    positions.
     """
     if any("projection" in name or "q_proj" in name for name in weights):
         weights = _joined({_renamed(name): value for name, value in weights.items()})
@@ -66,7 +67,7 @@ def image_weights(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError("the image weights are of no Swin or BEiT with relative positions; give such a file")
     if "layers.0.downsample.norm.weight" not in named:  # timm counts downsampling to the stage after it
         named = {re.sub(r"layers\.(\d+)\.downsample", _stage_before, name): value for name, value in named.items()}
-    settings = swin_settings(named, dict(weights))[0]
+    settings = swin_settings(named, weights, told)[0]
     return {re.sub(r"layers\.(\d+)\.downsample", _stage_after, name): value for name, value in named.items()}, settings
 
 

@@ -30,16 +30,20 @@ def resize_table(table: Tensor, rows: int) -> Tensor:
 
 
 def resample(table: Tensor, side: int) -> Tensor:
-    """A square table (s ** 2, H) on another grid: (side ** 2, H), a cubic spline for each head.
+    """A square table (s ** 2, H) on another grid: (side ** 2, H), a cubic spline for each head, less where s < 4.
 
     Source positions are spaced geometrically, dense where offsets are small, so that they span the target's; targets
     beyond them take the outermost value (reference/cclm.md 6).
     """
     source = math.isqrt(len(table))
+    if source == 1:
+        return table.repeat(side**2, 1)
+    degree = min(3, source - 1)
     positions = source_positions(source, side)
     wanted = (np.arange(side) - side // 2.0).clip(positions[0], positions[-1])
     grids = table.double().T.reshape(-1, source, source).numpy()  # (H, s, s)
-    resized = [RectBivariateSpline(positions, positions, grid, s=0)(wanted, wanted).ravel() for grid in grids]
+    splines = [RectBivariateSpline(positions, positions, grid, kx=degree, ky=degree, s=0) for grid in grids]
+    resized = [spline(wanted, wanted).ravel() for spline in splines]
     return torch.from_numpy(np.stack(resized, axis=1)).to(table.dtype)  # (side ** 2, H)
 
 

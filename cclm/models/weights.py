@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
+import re
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,26 +14,26 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from cclm.errors import first_line
 
-_NAMES = ("model.safetensors", "pytorch_model.bin")  # of a transformers or timm folder
+# Of a transformers or timm folder, whole or in parts.
+_NAMES = (
+    *("model.safetensors", "pytorch_model.bin"),
+    *("model.safetensors.index.json", "pytorch_model.bin.index.json"),
+)
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """The tensors of a file, and what its writer put beside them."""
+    """The tensors of a file, under which key it holds them ("": none), and the configuration that lies beside them."""
 
     path: Path
     tensors: dict[str, Tensor]
-    beside: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The writer's configuration, where the file holds one."""
-        found = self.beside.get("config")
-        return found if isinstance(found, dict) else {}
+    key: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -48,30 +51,51 @@ def read_file(path: str | Path, trust_pickle: bool = False) -> WeightFile:
     try:
         stored = _loaded(path, trust_pickle)
     except Exception as error:
-        reason = first_line(error)
-        if "weights_only" in str(error) or "Unsupported global" in str(error) or "WeightsUnpickler" in str(error):
-            what = str(error)[str(error).find("GLOBAL ") :].split()[1] if "GLOBAL " in str(error) else reason
-            raise ValueError(
-                f"{path} holds code to run ({what}), not only tensors; if you trust whoever wrote it, convert it with "
-                "--trust-pickle"
-            ) from None
-        raise ValueError(f"{path} is cut, damaged or no weight file ({reason}); fetch it again") from None
-    beside: dict[str, Any] = {}
+        raise ValueError(_refusal(path, error)) from None
+    config, key = _config_of_folder(path), ""
     if isinstance(stored, dict):
-        for key in ("model", "state_dict", "module"):
-            if isinstance(stored.get(key), dict):
-                beside = {name: value for name, value in stored.items() if name != key}
-                stored = stored[key]
-                break
+        key = next((key for key in ("model", "state_dict", "module") if isinstance(stored.get(key), dict)), "")
+        config = stored.get("config", config) if key else config
+        stored = stored[key] if key else stored
     if not isinstance(stored, dict) or not stored or not all(isinstance(value, Tensor) for value in stored.values()):
         raise ValueError(f"{path} holds more than tensors, or none; export its state_dict as safetensors")
-    return WeightFile(path, dict(stored), beside)
+    return WeightFile(path, dict(stored), key, config if isinstance(config, dict) else {})
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Why a file was not read, and what to do about it."""
+    if code := re.search(r"GLOBAL (\S+)", str(error)):
+        return (
+            f"{path} holds code to run ({code[1]}), not only tensors; if you trust whoever wrote it, convert it with "
+            "--trust-pickle"
+        )
+    if isinstance(error, ImportError | AttributeError):
+        return f"{path} names what is not installed here ({first_line(error)}); install it, or leave it out of the file"
+    with open(path, "rb") as file:
+        bare = file.read(1) == b"\x80" and isinstance(error, pickle.UnpicklingError)
+    if bare:
+        return f"{path} is a pickle that torch.save did not write, and may hold code to run; torch.save its tensors"
+    known = isinstance(error, RuntimeError | OSError | EOFError | SafetensorError)
+    reason = first_line(error).split(". ")[0] if known else "neither torch's format nor safetensors"
+    return f"{path} is cut, damaged or no weight file ({reason}); fetch it again"
+
+
+def _config_of_folder(path: Path) -> dict[str, Any]:
+    """What config.json says of weights that lie in a folder as transformers or timm write it."""
+    beside = path.with_name("config.json")
+    if path.name not in _NAMES or not beside.is_file():
+        return {}
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{beside} is damaged ({error}); fetch it again") from None
+    return found if isinstance(found, dict) else {}
 
 
 def _located(path: str | Path) -> Path:
     path = _packaged(str(path)[len("package:") :]) if str(path).startswith("package:") else Path(path)
     if path.is_dir():
-        path = next((path / name for name in (*_NAMES, f"{_NAMES[0]}.index.json") if (path / name).is_file()), path)
+        path = next((path / name for name in _NAMES if (path / name).is_file()), path)
     if not path.is_file():
         raise ValueError(f"no weight file at {path}; give a .safetensors or torch file, or package:NAME")
     return path
@@ -79,12 +103,20 @@ def _located(path: str | Path) -> Path:
 
 def _loaded(path: Path, trust_pickle: bool) -> Any:
     if path.name.endswith(".index.json"):
-        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-        return {k: v for name in names for k, v in safetensors.torch.load_file(path.parent / Path(name).name).items()}
+        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        parts = [_loaded(path.with_name(Path(name).name), trust_pickle) for name in names]
+        return {name: value for part in parts for name, value in part.items()}
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
     # Mapped, a large file is read once, tensor by tensor; older formats cannot be.
-    return torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=zipfile.is_zipfile(path))
+    mapped = zipfile.is_zipfile(path)
+    with warnings.catch_warnings(action="ignore"):  # whatever torch thinks of a format: it reads it, or we say why not
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except Exception:
+            if not trust_pickle:
+                raise
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=mapped)
 
 
 def _packaged(name: str) -> Path:
