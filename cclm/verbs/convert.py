@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
     from cclm.models.convert import Converted
     from cclm.models.processor import CCLMProcessor
+
+CHECKPOINTS = (".th", ".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 
 def options(parser: ArgumentParser) -> None:
@@ -31,18 +34,21 @@ def options(parser: ArgumentParser) -> None:
 
 
 def run(given: Namespace) -> None:
-    if given.to_original:
-        _back(given)
-        return
     from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
+    _back(given) if given.to_original else _forth(given)
+
+
+def _forth(given: Namespace) -> None:
     from cclm.models.card import CardFacts, write_card
     from cclm.models.convert import ConvertOptions, convert
     from cclm.models.names import EXPORTED
     from cclm.models.processor import save_settings
+    from cclm.models.sentence import write_modules
     from cclm.storage import check_replaceable, whole_folder
 
-    transformers_logging.disable_progress_bar()
+    _check_apart(given)
     check_replaceable(given.output, EXPORTED)
     options = ConvertOptions(given.image_size, given.num_heads, given.text, given.trust_pickle)
     converted = convert(given.source, options)
@@ -56,6 +62,8 @@ def run(given: Namespace) -> None:
         converted.save(partial)
         if processor is not None:
             processor.save_pretrained(partial)
+            if converted.config.embedding_size:
+                write_modules(partial)
         else:
             save_settings(partial, *_settings(converted))
         origin = f"Converted from `{Path(given.source).name}`, a {converted.family} checkpoint."
@@ -63,6 +71,14 @@ def run(given: Namespace) -> None:
     print(f"{given.output}: written")
     if processor is None:
         print("it holds no tokenizer: add the model's own with --tokenizer (CCLM's is xlm-roberta-large)")
+
+
+def _check_apart(given: Namespace) -> None:
+    """Errors: ValueError where writing the output would replace what is read."""
+    output = given.output.resolve()
+    for name in (given.source, given.text, given.tokenizer):
+        if name and Path(name).exists() and (Path(name).resolve() == output or output in Path(name).resolve().parents):
+            raise ValueError(f"output {given.output} would replace {name}, which is read; choose a new folder")
 
 
 def account(converted: Converted, whole: bool) -> list[str]:
@@ -75,6 +91,8 @@ def account(converted: Converted, whole: bool) -> list[str]:
         str(report),
     ]
     lines += [f"  left over: {count} x {why}" for why, count in Counter(report.left_over.values()).most_common()]
+    if converted.resized:
+        lines.append(f"  resized: {converted.resized} relative-position tables")
     lines += [f"  guessed: {name} {why}" for name, why in converted.guessed.items()]
     if whole:
         lines += [f"filled            {name}" for name in report.filled]
@@ -105,7 +123,23 @@ def _processor(tokenizer: str, converted: Converted) -> CCLMProcessor:
 def _back(given: Namespace) -> None:
     from cclm.models.convert import to_original
 
-    if given.output.is_dir():
-        raise ValueError(f"output {given.output} is a folder; give the file to write, such as {given.output}/model.th")
+    for name in ("image_size", "num_heads", "text", "tokenizer"):
+        if getattr(given, name) is not None:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} is for the way to a pretrained folder; leave it out with --to-original")
+    if Path(given.source).is_file():
+        raise ValueError(f"{given.source} is a file; --to-original reads a pretrained folder, and writes such a file")
+    _check_file(given.output)
     count = to_original(Path(given.source), None if given.dry_run else given.output)
     print(f"{given.output}: {count} tensors in the released layout" + (" (dry run)" if given.dry_run else ""))
+
+
+def _check_file(output: Path) -> None:
+    """Errors: ValueError for a place where no checkpoint can stand, or where something other than one stands."""
+    if output.is_dir():
+        raise ValueError(f"output {output} is a folder; give the file to write, such as {output}/model.th")
+    if output.exists() and output.suffix not in CHECKPOINTS:
+        raise ValueError(f"output {output} exists and is no checkpoint; give a new file, such as {output.stem}.th")
+    above = next(parent for parent in output.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"output {output} cannot be written: {above} is no folder that you may write to")
