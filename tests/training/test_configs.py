@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ import torch
 import yaml
 
 from cclm.cli import main
+from cclm.data.shards import write_shards
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor, ImageSettings
 from cclm.training.optim import OptimizerSettings, parameter_groups
 from cclm.training.settings import NetworkSettings, ProcessorSettings
+from cclm.types import Region
+from tests.data.conftest import image_records
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
-PUBLISHED = ("cclm_3m", "cclm_4m", "cclm_x2vlm_base")
+PUBLISHED = ("cclm_3m", "cclm_4m", "cclm_x2vlm_base", "cclm_x2vlm_large")
 Config = dict[str, Any]
 
-# Parameters of the published models by part (reference/cclm.md 1.5), and of the box head, which is not built yet.
+# Parameters of the published models by part (reference/cclm.md 1.5, 1.6).
 SWIN_PARTS = {
     "image_encoder": 86_743_224,
     "image_adapter": 0,
@@ -32,6 +36,7 @@ SWIN_PARTS = {
     "image_projection": 262_400,
     "text_projection": 262_400,
     "match_head": 2_107_394,
+    "box_head": 2_111_492,
     "mlm_head": 1_049_600 + 2_048 + 250_002,  # transform, norm and bias: the decoder's weight is the embeddings'
     "logit_scale": 1,
 }
@@ -44,14 +49,36 @@ X2VLM_PARTS = {
     "image_projection": 196_864,
     "text_projection": 196_864,
     "match_head": 1_187_330,
+    "box_head": 1_190_404,
     "mlm_head": 590_592 + 1_536 + 250_002 + 250_002 * 768,
     "logit_scale": 1,
 }
-# name -> parts, box head, total with it as published, in units of 0.1 M
+X2VLM_LARGE_PARTS = {
+    "image_encoder": 303_405_568,
+    "image_adapter": 0,
+    "embeddings": 256_531_456,
+    "text_encoder": 24 * 12_596_224,
+    "fusion": 6 * 16_796_672,
+    "image_projection": 262_400,
+    "text_projection": 262_400,
+    "match_head": 2_107_394,
+    "box_head": 2_111_492,
+    "mlm_head": 1_049_600 + 2_048 + 250_002 + 250_002 * 1024,
+    "logit_scale": 1,
+}
+# name -> parts, and their total as published, in units of 0.1 M
 SIZES = {
-    "cclm_3m": (SWIN_PARTS, 2_111_492, 5257),
-    "cclm_4m": (SWIN_PARTS, 2_111_492, 5257),
-    "cclm_x2vlm_base": (X2VLM_PARTS, 1_190_404, 6155),
+    "cclm_3m": (SWIN_PARTS, 5257),
+    "cclm_4m": (SWIN_PARTS, 5257),
+    "cclm_x2vlm_base": (X2VLM_PARTS, 6155),
+    "cclm_x2vlm_large": (X2VLM_LARGE_PARTS, 12251),
+}
+# name -> rates of the image encoder, text layers, fusion and the rest; and of the decoder where nothing fills it
+RATES = {
+    "cclm_3m": (1e-4, 1e-4, 1e-4, 1e-4, None),
+    "cclm_4m": (1e-4, 1e-4, 1e-4, 1e-4, None),
+    "cclm_x2vlm_base": (2e-5, 8e-5, 4e-5, 4e-5, 8e-5),
+    "cclm_x2vlm_large": (1e-5, 6e-5, 3e-5, 3e-5, 6e-5),
 }
 
 
@@ -93,10 +120,10 @@ def test_published_sizes(name: str, tokenizer: Any) -> None:
     tied = model.config.tie_word_embeddings
     parts["mlm_head"] -= model.embeddings.word.weight.numel() if tied else 0
     parts["logit_scale"] = model.logit_scale.numel()
-    expected, box_head, published = SIZES[name]
+    expected, published = SIZES[name]
     assert parts == expected
     total = sum(p.numel() for p in model.parameters())
-    assert total == sum(expected.values()) and round((total + box_head) / 1e5) == published
+    assert total == sum(expected.values()) and round(total / 1e5) == published
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -107,14 +134,22 @@ def test_published_rates(name: str, tokenizer: Any) -> None:
     processor = CCLMProcessor(tokenizer, ImageSettings(**config["processor"]["image"]))
     with torch.device("meta"):
         model, _ = NetworkSettings(config["model"]["network"]["config"]).build(processor)
-    new = {name for name, _ in model.named_parameters() if "cross_attention" in name or "match_head" in name}
+    image, text, cross, rest, decoder = RATES[name]
+    filled = decoder is not None  # all but the decoder comes from one folder
+    new = {n for n, _ in model.named_parameters() if not filled and ("cross_attention" in n or "match_head" in n)}
     groups = parameter_groups(dict(model.named_parameters()), settings, new)
     rates = {parameter: group["lr"] for group in groups for parameter in group["names"]}
-    image, text, cross, rest = (2e-5, 8e-5, 4e-5, 4e-5) if name == "cclm_x2vlm_base" else (1e-4,) * 4
+    factor = 1 if filled else 2
     assert {rate for parameter, rate in rates.items() if parameter.startswith("image_encoder.")} == {image}
     assert rates["embeddings.word.weight"] == rates["text_encoder.blocks.0.attention.key.bias"] == text
     assert rates["fusion.blocks.0.attention.key.weight"] == cross and rates["image_projection.weight"] == rest
-    assert rates["fusion.blocks.0.cross_attention.key.weight"] == 2 * cross and rates["match_head.0.weight"] == 2 * rest
+    assert rates["fusion.blocks.0.cross_attention.key.weight"] == factor * cross
+    assert rates["match_head.0.weight"] == factor * rest
+    if filled:
+        assert {rate for parameter, rate in rates.items() if parameter.startswith("mlm_head.decoder.")} == {decoder}
+        assert rates["mlm_head.dense.weight"] == rest and decoder == pytest.approx(2 * rest)
+    decays = {n: group["weight_decay"] for group in groups for n in group["names"]}
+    assert decays["logit_scale"] == decays["match_head.1.weight"] == 0.01 and decays["fusion.blocks.0.expand.bias"] == 0
 
 
 @pytest.mark.parametrize(
@@ -123,16 +158,43 @@ def test_published_rates(name: str, tokenizer: Any) -> None:
         ("cclm_3m", 2_838_361, 1024, 30),
         ("cclm_4m", 5_004_332, 1024, 30),
         ("cclm_x2vlm_base", 5_004_332, 480, 39),
+        ("cclm_x2vlm_large", 5_004_332, 480, 39),
     ],
 )
 def test_published_lengths(name: str, pictures: int, batch: int, epochs: int) -> None:
     config = read(name)
     trainer, model, data = config["trainer"], config["model"], config["data"]
+    streams = list(data["streams"])
+    each = streams.count("text") + streams.count("text_again") if model["alternate"] else 1  # main steps in one of ours
     steps = math.ceil(pictures / batch)
-    updates = len(data["streams"]) if model["alternate"] else 1
-    assert data["loader"]["steps_per_epoch"] == steps and trainer["max_steps"] == epochs * steps * updates
-    assert {stream["batch_size"] * trainer["devices"] for stream in data["streams"].values()} == {batch}
-    assert next(iter(data["streams"])) == ("text" if model["alternate"] else "image")
+    updates = len(streams) if model["alternate"] else 1
+    assert data["loader"]["steps_per_epoch"] * each == steps
+    assert trainer["max_steps"] * each == epochs * steps * updates
+    processes = trainer["devices"] * trainer.get("num_nodes", 1)
+    assert {stream["batch_size"] * processes for stream in data["streams"].values()} == {batch}
+    assert streams[0] == ("text" if model["alternate"] else "image")
+    assert model["optimizer"]["warmup_steps"] * each == (2500 if model["alternate"] else 1000)
+
+
+def test_4m_updates_twice_on_texts_for_one_on_pictures_and_one_on_regions() -> None:
+    streams = read("cclm_4m")["data"]["streams"]
+    assert list(streams) == ["text", "image", "text_again", "region"] and streams["text"] == streams["text_again"]
+    objectives = read("cclm_4m")["model"]["objectives"]
+    assert objectives["text"] == objectives["text_again"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_objectives(name: str) -> None:
+    """Regions learn boxes too; everything that differs from plain mathematics is as published."""
+    objectives = read(name)["model"]["objectives"]
+    for stream, named in objectives.items():
+        assert list(named) == ["contrastive", "matching", "masked_lm", *["box"] * (stream == "region")]
+        assert named["contrastive"]["init_args"] == {"as_published": True}
+        masks = named["masked_lm"]["init_args"]
+        small = "x2vlm" in name
+        assert masks.pop("max_masks") == ((16 if small else 20) if "text" in stream else (10 if small else 12))
+        assert masks == {"share": 0.4, "span_share": 0.2}
+    assert ("region" in objectives) == (name != "cclm_3m")
 
 
 def tiny(name: str, data: Path, folder: Path) -> Config:
@@ -143,6 +205,7 @@ def tiny(name: str, data: Path, folder: Path) -> Config:
         "max_steps": 2 * updates,
         "accelerator": "cpu",
         "devices": 1,
+        "num_nodes": 1,
         "strategy": "auto",
         "default_root_dir": str(folder),
         "logger": False,
@@ -154,25 +217,38 @@ def tiny(name: str, data: Path, folder: Path) -> Config:
     config["processor"]["tokenizer"] = str(data / "tokenizer")
     config["processor"]["image"]["image_size"] = 32
     network = config["model"]["network"]
-    network |= {"backbone_weights": None, "text_weights": None}
+    network |= {"backbone_weights": None, "text_weights": None, "pretrained": None}
     network["config"] |= {"backbone": "test_vit", "hidden_size": 32, "num_heads": 2, "intermediate_size": 64}
     network["config"] |= {"text_layers": 2, "fusion_layers": 2, "embedding_size": 16}
+    network["config"]["backbone_options"] = {"drop_path_rate": 0.1}
     del network["config"]["vocab_size"]  # the tokenizer's
     config["data"]["loader"] |= {"workers": 0, "pin_memory": False}
     for name, stream in config["data"]["streams"].items():
-        stream |= {"batch_size": 4, "shards": str(data / {"image": "photos", "text": "texts"}[name])}
+        kinds = {"image": "photos", "text": "texts", "text_again": "texts", "region": "regions"}
+        stream |= {"batch_size": 4, "shards": str(data / kinds[name])}
         if name == "image":
             stream["pairs"]["init_args"]["languages"] = ["de", "en"]
     return config
 
 
+@pytest.fixture(scope="module")
+def regions(data: Path) -> None:
+    """Beside the other shards: the drawn pictures with a part of each told of."""
+    told = [
+        replace(record, regions=(Region((2.0, 4.0, 20.0, 16.0), record.captions),), size=(40, 40), captions={})
+        for record in image_records(64)
+    ]
+    write_shards(told, data / "regions", samples_per_shard=16)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_configs_run(name: str, data: Path, tmp_path: Path) -> None:
+def test_published_configs_run(name: str, data: Path, regions: None, tmp_path: Path) -> None:
     config = tiny(name, data, tmp_path)
     main(["fit", "--config", written(config, tmp_path)])
     steps = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
-    assert [step["step"] for step in steps] == ([2, 4] if config["model"]["alternate"] else [1, 2])
-    names = {f"train/{stream}/{n}" for stream in ("image", "text") for n in ("contrastive", "matching", "masked_lm")}
+    updates = len(config["data"]["streams"]) if config["model"]["alternate"] else 1
+    assert [step["step"] for step in steps] == [updates, 2 * updates]
+    names = {f"train/{stream}/{n}" for stream, named in config["model"]["objectives"].items() for n in named}
     for step in steps:
         assert names <= set(step["losses"])
         assert all(math.isfinite(float.fromhex(value)) for value in step["losses"].values())
