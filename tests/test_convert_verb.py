@@ -247,6 +247,7 @@ DECODER = "text_encoder__cls__predictions__decoder__weight"
         ),
         (without("text_proj"), "nothing explains temp in a CCLM-3M/4M checkpoint"),
         (without("position_embeddings"), "a CCLM-3M/4M checkpoint without"),
+        (having(temp=torch.tensor(-0.07)), "temp is -0.07"),
         (having(extra__weight=torch.ones(1)), "nothing explains extra.weight in a CCLM-3M/4M checkpoint"),
         (having(text_proj__bias=torch.ones(3)), "text_proj.bias is (3,) and not (16,); fetch it again"),
         (having(**{TABLE: torch.ones(10, 1)}), "a relative-position table has 10 rows, of no square window"),

@@ -227,6 +227,8 @@ def geometry(family: str, weights: Weights, told: Mapping[str, Any], num_heads: 
     }
     if "temp" in weights:
         settings["temperature"] = float(weights["temp"])  # exact: float32 in a float64
+        if not settings["temperature"] > 0:
+            raise ValueError(f"temp is {settings['temperature']:.3g}, which no temperature is; fetch it again")
     return Geometry(Naming(family, CCLMConfig(**settings), bare), guessed)
 
 

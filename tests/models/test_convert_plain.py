@@ -36,9 +36,9 @@ def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def xlm_roberta(layers: int = 4, width: int = 64) -> PreTrainedModel:
+def xlm_roberta(layers: int = 4, width: int = 64, vocabulary: int = 97) -> PreTrainedModel:
     config = XLMRobertaConfig(
-        vocab_size=97,
+        vocab_size=vocabulary,
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=4,

@@ -21,6 +21,7 @@ from cclm.training.optim import OptimizerSettings, parameter_groups
 from cclm.training.settings import NetworkSettings, ProcessorSettings
 from cclm.types import Region
 from tests.data.conftest import image_records
+from tests.models.test_convert_plain import english, xlm_roberta
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 PUBLISHED = ("cclm_3m", "cclm_4m", "cclm_x2vlm_base", "cclm_x2vlm_large")
@@ -255,6 +256,24 @@ def test_published_configs_run(name: str, data: Path, regions: None, tmp_path: P
     model = CCLMModel.from_pretrained(tmp_path / "pretrained")
     ours = config["model"]["network"]["config"]
     assert {key: getattr(model.config, key) for key in ours} == ours
+
+
+def test_x2vlm_starts_from_a_converted_checkpoint(data: Path, regions: None, tokenizer: Any, tmp_path: Path) -> None:
+    """As its head comment says. The first step's rate is 0 (`as_published`), so that what starts is what comes out."""
+    _, file = english(tmp_path)
+    xlm_roberta(12, vocabulary=len(tokenizer)).save_pretrained(tmp_path / "text")
+    main(["convert", str(file), str(tmp_path / "start"), "--text", str(tmp_path / "text")])
+    config = tiny("cclm_x2vlm_base", data, tmp_path)
+    config["trainer"]["max_steps"] = 1
+    config["processor"]["image"]["image_size"] = 64
+    config["model"]["network"] = {"pretrained": str(tmp_path / "start")}
+    main(["fit", "--config", written(config, tmp_path)])
+    start, end = (CCLMModel.from_pretrained(tmp_path / name) for name in ("start", "pretrained"))
+    losses = json.loads((tmp_path / "steps.jsonl").read_text())["losses"]
+    assert {"train/region/box", "train/text/masked_lm"} <= set(losses)
+    assert end.config.fusion_layers == 6 and end.config.heads == ["match", "mlm", "box"]
+    for name, value in start.state_dict().items():
+        assert torch.equal(end.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize(("alternate", "rates"), [(True, [1.0, 0.5]), (False, [1.0, 0.75, 0.5, 0.25])])
