@@ -224,14 +224,14 @@ class CCLMModel(Inference, PreTrainedModel):
             raise ValueError(f'the model has no head "{name}" (its heads: {there}); use another model')
         return head
 
-    def mlm_hidden(self, fused: Tensor, positions: Tensor) -> Tensor:
-        """Fused states (B, L, D) at `positions` (B, M), right before the decoder -> (B, M, D)."""
-        index = positions.unsqueeze(-1).expand(-1, -1, fused.shape[-1])  # (B, M, D)
-        return self._head("mlm").hidden(fused.gather(1, index))
+    def mlm_hidden(self, fused: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """Fused states (B, L, D) at `positions` of `rows`, both (...), right before the decoder -> (..., D)."""
+        return self._head("mlm").hidden(fused[rows, positions])
 
     def mlm_logits(self, fused: Tensor, positions: Tensor) -> Tensor:
         """Fused states (B, L, D) at `positions` (B, M) -> vocabulary logits (B, M, V)."""
-        return self.mlm_head.decoder(self.mlm_hidden(fused, positions))
+        rows = torch.arange(len(positions), device=positions.device)[:, None]  # (B, 1)
+        return self.mlm_head.decoder(self.mlm_hidden(fused, rows, positions))
 
     def scale(self) -> Tensor:
         """The inverse temperature, held in the reference's range 1/0.5 .. 1/0.001 (Pretrain clamps `temp` likewise).

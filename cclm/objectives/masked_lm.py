@@ -54,12 +54,17 @@ class MaskedLM(Objective):
 
 
 def recovery_loss(model: CCLMModel, fused: Tensor, draft: Draft) -> Tensor:
-    """Mean cross-entropy over the masked tokens; the decoder's logits are never all kept where torch can fuse it."""
-    hidden = model.mlm_hidden(fused, draft.positions).flatten(0, 1)  # (R * M, D)
-    decoder, labels = model.mlm_head.decoder, draft.labels.flatten()
+    """Mean cross-entropy over the masked tokens; the decoder's logits are never all kept where torch can fuse it.
+
+    Places that only pad the list of masks, a third of them, are left out before the product with the vocabulary, the
+    largest of a step; that costs a wait for the device.
+    """
+    rows, columns = (draft.labels != IGNORED).nonzero(as_tuple=True)  # (K,) each
+    hidden = model.mlm_hidden(fused, rows, draft.positions[rows, columns])  # (K, D)
+    decoder, labels = model.mlm_head.decoder, draft.labels[rows, columns]
     if hasattr(F, "linear_cross_entropy"):  # torch >= 2.13
-        return F.linear_cross_entropy(hidden, decoder.weight, labels, linear_bias=decoder.bias, ignore_index=IGNORED)
-    return F.cross_entropy(decoder(hidden).float(), labels, ignore_index=IGNORED)
+        return F.linear_cross_entropy(hidden, decoder.weight, labels, linear_bias=decoder.bias)
+    return F.cross_entropy(decoder(hidden).float(), labels)
 
 
 def choose_masks(
