@@ -190,5 +190,22 @@ class Embeddings(nn.Module):
             positions = (real.cumsum(1) + (self.offset - 1)).where(real, self.pad)
         else:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        states = self.word(input_ids) + self.position(positions) + self.token_type.weight
+        states = self._words(input_ids) + self.position(positions) + self.token_type.weight
         return self.dropout(self.norm(states))  # (B, L, D)
+
+    def _words(self, input_ids: Tensor) -> Tensor:
+        """On a CPU the gradient of each lookup comes as the rows it touches, added to one dense gradient of the table.
+
+        Else every lookup fills a table of its own with zeros, and adds it: 1 GB for XLM-R's vocabulary.
+        """
+        table = self.word.weight
+        rows_only = table.device.type == "cpu" and torch.is_grad_enabled() and table.requires_grad
+        if rows_only and not getattr(table, "takes_rows", False):  # weights that were loaded are another tensor
+            table.register_post_accumulate_grad_hook(_densify)  # where nothing dense came to be added to
+            table.takes_rows = True
+        return F.embedding(input_ids, table, self.pad, sparse=rows_only)  # (B, L, D)
+
+
+def _densify(table: Tensor) -> None:
+    if table.grad is not None and table.grad.is_sparse:
+        table.grad = table.grad.to_dense()
