@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -29,8 +29,8 @@ class StreamConfig:
     """One stream of training pairs.
 
     `shards`: a folder, tar, pattern, list of these, or folder -> weight. `bucket`: batches drawn at once to be sorted
-    by text length (1: no sorting); texts about regions of one image stay together. `max_tokens`: of either text, None
-    for the processor's own.
+    by their texts' tokens (1: no sorting); texts about regions of one image stay together. `max_tokens`: of either
+    text, None for the processor's own.
     """
 
     shards: str | list[str] | dict[str, float]
@@ -55,15 +55,17 @@ class StreamConfig:
         return StreamSettings(own, self.group_shards, self.max_bad_share, self.language, self.allow_pipe)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Drawn:
     pair: Pair
     located: Located
+    target: list[int] = field(default_factory=list)  # tokens, once they are asked for
+    context: list[int] = field(default_factory=list)  # of a text
 
     @property
     def length(self) -> int:
-        context = len(self.pair.context) if isinstance(self.pair.context, str) else 0
-        return len(self.pair.target) + context
+        """Tokens of the longer side: what the others of a batch are padded to."""
+        return max(len(self.target), len(self.context))
 
     @property
     def sight(self) -> int:
@@ -150,18 +152,29 @@ class BatchStream:
     def _draw_pool(self) -> list[list[_Drawn]]:
         size, bucket = self._config.batch_size, self._config.bucket
         drawn = [self._draw() for _ in range(size * bucket)]
+        self._tokenise(drawn)
         if bucket > 1:
             drawn = _by_length(drawn)
         shuffle = permutation_of(bucket, self._settings.seed, "batches", self._share.index, self._pools)
         return [drawn[i * size : (i + 1) * size] for i in shuffle]
 
+    def _tokenise(self, drawn: list[_Drawn]) -> None:
+        targets = self._processor.tokens([item.pair.target for item in drawn], self._config.max_tokens)
+        for item, tokens in zip(drawn, targets, strict=True):
+            item.target = tokens
+        texts = [item for item in drawn if isinstance(item.pair.context, str)]
+        if texts:
+            contexts = self._processor.tokens([str(item.pair.context) for item in texts], self._config.max_tokens)
+            for item, tokens in zip(texts, contexts, strict=True):
+                item.context = tokens
+
     def _collate(self, drawn: list[_Drawn]) -> PairBatch:
         context: Seen | TextInput
         if isinstance(drawn[0].pair.context, str):
-            context = self._processor.texts([str(item.pair.context) for item in drawn], self._config.max_tokens)
+            context = self._processor.padded([item.context for item in drawn])
         else:
             drawn, context = self._read_images(drawn)
-        target = self._processor.texts([item.pair.target for item in drawn], self._config.max_tokens)
+        target = self._processor.padded([item.target for item in drawn])
         keys = tuple(item.pair.key for item in drawn)
         ids = torch.tensor([seed_of(key) for key in keys])  # (B,) int64
         return PairBatch(self._name, context, target, keys, ids, self._labels(drawn))
@@ -194,6 +207,7 @@ class BatchStream:
                 self._stream.count_bad(error.reason, good[row].pair.key)
                 bad.add(visit)
             good[row] = self._draw()
+            self._tokenise(good[row : row + 1])
             self._spares += 1
         return good, images.finish()
 
@@ -236,7 +250,7 @@ class BatchStream:
 
 
 def _by_length(drawn: list[_Drawn]) -> list[_Drawn]:
-    """Sorted by text length; pairs that share a decoded image stay together, as long as their longest.
+    """Sorted by tokens; pairs that share a decoded image stay together, as long as their longest.
 
     In a small dataset a key comes several times per pool, and sorting would put it beside itself, where a contrastive
     loss takes it for its own negative. So all first comings are sorted, then all second ones ..

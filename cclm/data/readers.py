@@ -34,6 +34,10 @@ class Processor(Protocol):
 
     def texts(self, texts: list[str], max_tokens: int | None = None, clean: bool = True) -> TextInput: ...
 
+    def tokens(self, texts: list[str], max_tokens: int | None = None) -> list[list[int]]: ...
+
+    def padded(self, rows: list[list[int]]) -> TextInput: ...
+
     def images(
         self,
         images: list[Image.Image],

@@ -116,19 +116,25 @@ class CCLMProcessor(PushToHubMixin):
 
         Without `clean` the texts stay as they are, as answers do in the original. Errors: ValueError for no text.
         """
+        return self.padded(self.tokens(texts, max_tokens, clean))
+
+    def tokens(self, texts: list[str], max_tokens: int | None = None, clean: bool = True) -> list[list[int]]:
+        """Token ids of each text, as `texts` has them but for the padding."""
         if isinstance(texts, str) or not texts:
             raise ValueError(f"texts are {texts!r}; give a list of at least one, [text] for a single one")
         if clean:
             texts = [clean_text(text, self.text_cleaning, self.max_words) for text in texts]
         length = max_tokens or self.max_tokens
         if not self.tokenizer.is_fast:
-            encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-            return TextInput(encoded["input_ids"], encoded["attention_mask"].bool())
+            return self.tokenizer(texts, truncation=True, max_length=length)["input_ids"]
         # The tokenizer's __call__ spends twice as long on Python lists as on tokenising, and texts are the hot path.
         backend = self.tokenizer.backend_tokenizer
         backend.no_padding()
         backend.enable_truncation(length)
-        rows = [row.ids for row in backend.encode_batch_fast(texts)]
+        return [row.ids for row in backend.encode_batch_fast(texts)]
+
+    def padded(self, rows: list[list[int]]) -> TextInput:
+        """Texts of `tokens` as a batch (B, L), padded to the longest of them."""
         longest = max(map(len, rows))
         ids = np.full((len(rows), longest), self.tokenizer.pad_token_id, dtype=np.int64)
         mask = np.zeros((len(rows), longest), dtype=bool)
