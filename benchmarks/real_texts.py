@@ -28,16 +28,15 @@ def translations(data: Path, stream: str) -> Iterator[dict[str, list[str]]]:
             yield {language: [text] for language, text in row.items() if text}
 
 
-def sorted_texts(data: Path, stream: str, count: int) -> list[tuple[str, ...]]:
-    """`count` captions, or sentences in two languages; sorted by length as the loader sorts them."""
+def drawn_texts(data: Path, stream: str, count: int) -> list[tuple[str, ...]]:
+    """`count` captions, or sentences in two languages."""
     draw = random.Random(0)
     sides = 1 if stream == "image" else 2
     usable = [texts for texts in itertools.islice(translations(data, stream), 5000) if len(texts) >= sides]
-    drawn = [
+    return [
         tuple(draw.choice(texts[language]) for language in draw.sample(sorted(texts), sides))
         for texts in draw.sample(usable, count)
     ]
-    return sorted(drawn, key=lambda texts: sum(map(len, texts)))
 
 
 def tokenizer(data: Path, spare: Path) -> Path:

@@ -29,7 +29,7 @@ import torch
 import yaml
 from machine import RESULTS, facts, write
 from original_step import OriginalModel, PaddedBatch, masked, padded
-from real_texts import sorted_texts, tokenizer
+from real_texts import drawn_texts, tokenizer
 from step import build, finished
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -135,12 +135,12 @@ def batches(run: Run, recipe: dict[str, Any]) -> list[dict[str, PairBatch]]:
     streams: dict[str, list[PairBatch]] = {}
     for stream in ("text", "image"):
         limit = recipe["data"]["streams"][stream]["max_tokens"]
-        drawn = sorted_texts(Path(run.data), stream, POOL * size.batch)
+        drawn = zip(*drawn_texts(Path(run.data), stream, POOL * size.batch), strict=True)
+        tokens = zip(*(processor.tokens(list(side), limit) for side in drawn), strict=True)
+        rows = sorted(tokens, key=lambda sides: max(map(len, sides)))  # as the loader sorts them
         streams[stream] = []
-        for start in range(0, len(drawn), size.batch):
-            sides = [
-                processor.texts(list(side), limit) for side in zip(*drawn[start : start + size.batch], strict=True)
-            ]
+        for start in range(0, len(rows), size.batch):
+            sides = [processor.padded(list(side)) for side in zip(*rows[start : start + size.batch], strict=True)]
             context = ImageInput(torch.randn(size.batch, 3, pixels, pixels)) if stream == "image" else sides[1]
             streams[stream].append(PairBatch(stream, context, sides[0]))
     every = POOL // size.timed
