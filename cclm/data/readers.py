@@ -167,7 +167,7 @@ class _RegionBatch:
     def add(self, request: ImageRequest) -> None:
         assert request.part is not None
         part = request.part
-        view = (request.key, part.crop, part.flip)
+        view = (request.slots[0], part.crop, part.flip)  # not the key: folders of a mixture may share keys
         if view not in self._places:
             self._pixels.add(_open_crop(read_slot(request.slots[0]), part, self._size), request.seed)
             self._places[view] = len(self._places)

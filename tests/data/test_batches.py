@@ -237,6 +237,25 @@ def test_regions_of_an_image_stay_together_and_it_is_decoded_once(scenes: str, p
             assert batch.context.image.tolist() == sorted(batch.context.image.tolist())
 
 
+def test_folders_that_share_keys_keep_their_own_images(tmp_path: Path, processor: CCLMProcessor) -> None:
+    """A draw depends on the key: equal ones in two folders give equal crops, of different pictures."""
+    for name in ("red", "blue"):
+        out = io.BytesIO()
+        Image.new("RGB", (40, 40), name).save(out, "PNG")
+        region = Region((0.0, 0.0, 40.0, 40.0), {"en": [name]})
+        write_shards([Record("same", out.getvalue(), regions=(region,), size=(40, 40))], tmp_path / name)
+    shards = [str(tmp_path / name) for name in ("red", "blue")]
+    batch = next(
+        BatchStream("s", StreamConfig(shards, Regions(), 8), processor, PixelReader(processor, False), 0, Share())
+    )
+    assert isinstance(batch.context, RegionInput)
+    told = processor.tokenizer.batch_decode(batch.target.input_ids, skip_special_tokens=True)
+    shown = ["red" if image[0].mean() > image[2].mean() else "blue" for image in batch.context.pixel_values]
+    names = [shown[place] for place in batch.context.image.tolist()]
+    assert set(names) == {"red", "blue"}
+    assert all(name == names[told.index(text)] for name, text in zip(names, told, strict=True))
+
+
 def test_training_changes_colours_of_regions_only_if_asked(scenes: str, processor: CCLMProcessor) -> None:
     jittery = CCLMProcessor(processor.tokenizer, replace(processor.settings, augment=True), 24)
     plain, train, jitter = (
