@@ -70,7 +70,7 @@ class CCLMModel(Inference, PreTrainedModel):
 
     def image_states(self, pixel_values: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) -> backbone states (B, 1 + L, W): the part to cache when the backbone is frozen."""
-        return self.image_encoder(pixel_values)
+        return self.image_encoder(pixel_values.to(self.dtype))  # processors give float32, checkpoints may be in half
 
     def encode_image_states(self, states: Tensor) -> View:
         """Backbone states (B, 1 + L, W) -> view."""
@@ -174,7 +174,7 @@ class CCLMModel(Inference, PreTrainedModel):
         first = self._pool(fused, target.mask)  # (B, D)
         if self.embedding_fusion is not None:
             product = self.config.embedding_size * target.embedding * memory.embedding  # (B, E), its mean the cosine
-            first = first + self.embedding_fusion(product)
+            first = first + self.embedding_fusion(product.to(first.dtype))
         return torch.cat([first.unsqueeze(1), fused[:, 1:]], dim=1)
 
     # -- heads -------------------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ class CCLMModel(Inference, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> Self:
-        """Load a pretrained folder (or hub name).
+        """Load a pretrained folder (or hub name), in the precision it is stored in unless `dtype` says another.
 
         Errors: ValueError where the folder is missing, or holds a tensor too many, too few or of another shape:
         a model that is partly random would still run, and its numbers would mean nothing.

@@ -16,14 +16,18 @@ if TYPE_CHECKING:
 
 
 def load(folder: Path, device: str) -> tuple[CCLMModel, CCLMProcessor]:
-    """The model, ready to encode on the device, and its processor. Errors: ValueError, one line."""
+    """The model in float32, ready to encode on the device, and its processor. Errors: ValueError, one line.
+
+    Whatever it is stored in: half precision is slow on a CPU, and elsewhere a matter of `--encoding.precision`.
+    """
+    import torch
     from transformers.utils import logging as transformers_logging
 
     from cclm.models.model import CCLMModel
 
     transformers_logging.disable_progress_bar()
     place = device_named(device)
-    model = CCLMModel.from_pretrained(folder).eval().to(place)
+    model = CCLMModel.from_pretrained(folder, dtype=torch.float32).eval().to(place)
     return model, model.processor
 
 

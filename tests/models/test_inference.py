@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from cclm.cli import main
+from cclm.data.shards import write_shards
 from cclm.models.encoding import EncodingOptions
 from cclm.models.model import CCLMConfig, CCLMModel
 from cclm.models.processor import CCLMProcessor, ImageSettings
-from tests.data.conftest import picture, sentence
+from tests.data.conftest import image_records, picture, sentence
 from tests.models.conftest import TINY
 
 SMALL = EncodingOptions(image_batch=3, text_batch=4, pair_batch=5)
@@ -102,6 +105,49 @@ def test_the_mode_and_precision_of_the_model_come_back(model: CCLMModel, images:
     assert np.array_equal(model.embed_images(images), expected) and model.training
     half = model.embed_images(images, encoding=EncodingOptions(precision="bfloat16"))
     assert half.dtype == np.float32 and 0 < np.abs(half - expected).max() < 0.1
+
+
+@pytest.mark.parametrize("changes", [{}, {"pooling": "mean", "fuse_embeddings": True}], ids=["first", "mean"])
+@pytest.mark.parametrize(("kind", "digits"), [(torch.float16, 3e-3), (torch.bfloat16, 3e-2)], ids=str)
+def test_a_model_in_half_precision_gives_the_same_to_its_rounding(
+    tiny_processor: CCLMProcessor,
+    images: list[Image.Image],
+    tmp_path: Path,
+    kind: torch.dtype,
+    digits: float,
+    changes: dict,
+) -> None:
+    torch.manual_seed(0)
+    CCLMModel(CCLMConfig(vocab_size=tiny_processor.vocab_size, **TINY, **changes)).to(kind).save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    half, whole = CCLMModel.from_pretrained(tmp_path), CCLMModel.from_pretrained(tmp_path, dtype=torch.float32)
+    assert (half.dtype, whole.dtype) == (kind, torch.float32)
+    for ask in (
+        lambda model: model.embed_images(images),
+        lambda model: model.embed_texts(["ein Hund", "a dog in the snow"]),
+        lambda model: model.score(images, "a dog"),
+    ):
+        got, expected = ask(half), ask(whole)
+        assert got.dtype == np.float32 and 0 < np.abs(got - expected).max() < digits
+    assert np.array_equal(whole.to(kind).embed_images(images), half.embed_images(images))
+
+
+def test_the_verbs_compute_in_float32_whatever_is_stored(pretrained: Path, tmp_path: Path) -> None:
+    half, whole, photos = tmp_path / "half", tmp_path / "whole", tmp_path / "photos"
+    for folder, kind in ((half, torch.float16), (whole, torch.float32)):
+        CCLMModel.from_pretrained(pretrained).half().to(kind).save_pretrained(folder)
+        CCLMProcessor.from_pretrained(pretrained).save_pretrained(folder)
+    write_shards(image_records(12), photos)
+    found = []
+    for folder in (half, whole):
+        out = tmp_path / f"{folder.name}_out"
+        main(["embed", "--model", str(folder), "--source", str(photos), "--output", str(out), "--dtype", "float32"])
+        data = ["--data", str(photos), "--rerank", "3", "--output", str(out / "report.json")]
+        main(["evaluate", "retrieval", "--model", str(folder), *data])
+        (file,) = (out / "img_emb").iterdir()
+        found.append((np.load(file), json.loads((out / "report.json").read_text())["languages"]))
+    assert np.allclose(found[0][0], found[1][0], atol=1e-6) and found[0][1] == found[1][1]
+    assert len(found[0][0]) == 12
 
 
 def test_the_processor_is_the_one_beside_the_weights(
