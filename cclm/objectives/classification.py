@@ -40,6 +40,6 @@ def class_rows(names: tuple[str, ...], config: CCLMConfig) -> list[int]:
     rows = {label: row for row, label in enumerate(config.labels or ())}
     if unknown := [name for name in names if name not in rows]:
         raise ValueError(
-            f"label {unknown[0]!r} is not among the model's {len(rows)} labels; list it in network.config.labels"
+            f"label {unknown[0]!r} is not among the model's {len(rows)} labels; list it in model.network.labels"
         )
     return [rows[name] for name in names]

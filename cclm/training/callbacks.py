@@ -164,8 +164,9 @@ class Export(pl.Callback):
             raise ValueError(
                 f"export: no metric {self.best} was measured" + (f"; did you mean {near[0]}?" if near else "")
             )
-        if self._value is None or metrics[self.best] > self._value:
-            self._value = metrics[self.best]
+        value = trainer.strategy.broadcast(metrics[self.best])  # ranks that differ by rounding must agree to write
+        if self._value is None or value > self._value:
+            self._value = value
             data = trainer.datamodule.validation[self.best.split("/")[0]].shards
             choice = Choice(self.best, self._value, trainer.global_step, data, is_test(data))
             self._write(trainer, system, self.folder, choice)

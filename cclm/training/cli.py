@@ -63,6 +63,7 @@ class CrossViewTrainer(Trainer):
             given = [*given, Bar()]
         plugins = kwargs.pop("plugins", None) or []
         own = [WholeCheckpoints(), *(plugins if isinstance(plugins, list) else [plugins])]
+        kwargs["use_distributed_sampler"] = False  # streams are shared out by us, and every rank runs all validation
         callbacks = [Position(), Speed(), *given]
         super().__init__(*args, callbacks=callbacks, plugins=own, enable_progress_bar=enable_progress_bar, **kwargs)
 
@@ -72,7 +73,9 @@ class KeptConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, system: LightningModule, stage: str) -> None:
         text = self.parser.dump(self.config, skip_none=False)
-        with whole_file(Path(trainer.log_dir or trainer.default_root_dir) / CONFIG_OF_RUN) as partial:
+        # Only the first rank comes here, and would wait forever in trainer.log_dir, which asks all ranks.
+        folder = getattr(trainer.logger, "log_dir", None) or getattr(trainer.logger, "save_dir", None)
+        with whole_file(Path(folder or trainer.default_root_dir) / CONFIG_OF_RUN) as partial:
             partial.write_text(text, encoding="utf-8")
 
 

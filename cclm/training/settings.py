@@ -6,8 +6,6 @@ import difflib
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
-
 from cclm.models.adapt import adapted, adapted_config
 from cclm.models.fill import every_layer, load_backbone, load_xlm_roberta
 from cclm.models.labels import read_labels
@@ -40,16 +38,15 @@ class NetworkSettings:
     """Geometry and initial weights of the network.
 
     `pretrained`: a folder to start from; `config` then holds what is changed of its geometry, for fine-tuning: heads,
-    labels, images for a text; tables are resized to the processor's image size. `labels`: a file of config.labels, as
-    `read_labels` reads it. `backbone_weights`, `text_weights`:
-    files for the image encoder (timm names or order) and for the text layers (XLM-R); `package:NAME` is the file that
-    a package carries. `text_weights_every`: n takes every n-th layer of these (2: CCLM-3M/4M cuts its 12 out of XLM-R
-    large's 24).
+    images for a text; tables are resized to the processor's image size. `labels`: what the head "classify" or "answer"
+    chooses among, a list or a file of one, as `read_labels` reads it. `backbone_weights`, `text_weights`: files for the
+    image encoder (timm names or order) and for the text layers (XLM-R); `package:NAME` is the file that a package
+    carries. `text_weights_every`: n takes every n-th layer of these (2: CCLM-3M/4M has 12 of XLM-R large's 24).
     """
 
     config: dict[str, Any] = field(default_factory=dict)
     pretrained: str | None = None
-    labels: str | None = None
+    labels: list[str] | str | None = None
     backbone_weights: str | None = None
     text_weights: str | None = None
     text_weights_every: int = 1
@@ -60,12 +57,13 @@ class NetworkSettings:
 
     def build(self, processor: CCLMProcessor) -> tuple[CCLMModel, set[str]]:
         """The model, and the names of its parameters that no weights filled."""
-        settings = _known(self.config) | ({"labels": read_labels(self.labels)} if self.labels else {})
-        settings = {"image_size": processor.image_size, **settings}
+        settings = {"image_size": processor.image_size, **_known(self.config)}
+        if self.labels:
+            settings["labels"] = read_labels(self.labels) if isinstance(self.labels, str) else self.labels
         if self.pretrained:
             if self.backbone_weights or self.text_weights:
                 raise ValueError("network.pretrained brings all weights; set backbone_weights and text_weights to null")
-            return _changed(CCLMModel.from_pretrained(self.pretrained, dtype=torch.float32), settings)
+            return _changed(CCLMModel.from_pretrained(self.pretrained), settings)
         model = CCLMModel(CCLMConfig(**({"vocab_size": processor.vocab_size} | settings)))
         filled: set[str] = set()
         if self.backbone_weights:
@@ -108,6 +106,8 @@ def _changed(model: CCLMModel, changes: dict[str, Any]) -> tuple[CCLMModel, set[
 def _known(geometry: dict[str, Any]) -> dict[str, Any]:
     defaults = {f.name: f.default for f in fields(CCLMConfig)}
     for key, value in geometry.items():
+        if key == "labels":  # YAML would make truth values of True and False here
+            raise ValueError("network.config has no key 'labels'; list them in network.labels")
         if key not in defaults:
             near = difflib.get_close_matches(key, defaults, 1)
             raise ValueError(f"network.config has no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))

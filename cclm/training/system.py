@@ -55,7 +55,7 @@ class CrossViewSystem(pl.LightningModule):
     ) -> None:
         """`objectives`: stream -> name -> objective. `weights`: "stream/name" -> factor of that loss, else 1."""
         super().__init__()
-        self.processor, self.settings, self.seed = processor.build(), optimizer, seed
+        self.processor, self.network, self.settings, self.seed = processor.build(), network, optimizer, seed
         _check_names(objectives)
         self.weights = _checked_weights(weights or {}, objectives)
         self.automatic_optimization = not alternate
@@ -149,8 +149,9 @@ class CrossViewSystem(pl.LightningModule):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        for part in self.settings.frozen:  # a frozen part keeps its statistics and drops nothing
-            self.model.get_submodule(part).eval()
+        modules = dict(self.model.named_modules())
+        for part in modules.keys() & set(self.settings.frozen):  # a frozen part keeps its statistics and drops nothing
+            modules[part].eval()
         return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

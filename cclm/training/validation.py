@@ -23,21 +23,35 @@ from cclm.models.processor import CCLMProcessor
 from cclm.types import Record, View
 
 # What a training log shows of a report; the rest is `cclm evaluate`'s.
-LOGGED = ("R@1", "R@10", "accuracy", "consistency")
+LOGGED = ("R@1", "R@10", "mean_recall", "accuracy", "consistency")
 
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """One dataset to retrieve from. `languages`: None for all it has; `rerank`: as in `RetrievalOptions`."""
+    """One dataset to retrieve from. `languages`: None for all it has; `rerank` and its kin as in `RetrievalOptions`."""
 
     shards: str
     languages: list[str] | None = None
     rerank: int = 0
     rerank_similarity: float = 0.0
+    rerank_score: str = "log_odds"
 
     def check(self, name: str) -> None:
-        """Before the training. Errors: ValueError naming the set, where shards or languages are missing."""
+        """Before the training. Errors: ValueError naming the set, where something is missing or out of range."""
         _check_shards(name, self.shards, self.languages)
+        try:
+            self.options()
+        except ValueError as error:
+            raise ValueError(f"validation set {name}: {error}") from None
+
+    def options(self) -> RetrievalOptions:
+        return RetrievalOptions(
+            tuple(self.languages) if self.languages else None,
+            rerank=self.rerank,
+            rerank_similarity=self.rerank_similarity,
+            rerank_score=self.rerank_score,
+            draws=0,
+        )
 
     def task(self, name: str, cache: StateCache | None) -> RetrievalTask:
         return RetrievalTask(name, self, cache)
@@ -131,14 +145,8 @@ class RetrievalTask(Task):
     settings: RetrievalSet
 
     def _report(self, model: CCLMModel, processor: CCLMProcessor) -> Report:
-        options = RetrievalOptions(
-            self.languages,
-            rerank=self.settings.rerank,
-            rerank_similarity=self.settings.rerank_similarity,
-            draws=0,
-        )
-        records = read_records(self.settings.shards)
-        return evaluate_retrieval(model, processor, records, self._views(model, processor), self.untold, options)
+        records, views = read_records(self.settings.shards), self._views(model, processor)
+        return evaluate_retrieval(model, processor, records, views, self.untold, self.settings.options())
 
 
 @dataclass(frozen=True)
