@@ -6,6 +6,8 @@ import difflib
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
+
 from cclm.models.adapt import adapted, adapted_config
 from cclm.models.fill import every_layer, load_backbone, load_xlm_roberta
 from cclm.models.labels import read_labels
@@ -63,7 +65,7 @@ class NetworkSettings:
         if self.pretrained:
             if self.backbone_weights or self.text_weights:
                 raise ValueError("network.pretrained brings all weights; set backbone_weights and text_weights to null")
-            return _changed(CCLMModel.from_pretrained(self.pretrained), settings)
+            return _changed(CCLMModel.from_pretrained(self.pretrained, dtype=torch.float32), settings)
         model = CCLMModel(CCLMConfig(**({"vocab_size": processor.vocab_size} | settings)))
         filled: set[str] = set()
         if self.backbone_weights:
