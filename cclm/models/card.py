@@ -14,9 +14,13 @@ from cclm.models.config import CCLMConfig
 from cclm.storage import MODEL_FILES, folder_hash, whole_file
 
 CARD = "README.md"
-METRICS = ("R@1", "R@5", "R@10")
+# Verb of `cclm evaluate` -> metrics that are shown of its reports, and what they are of.
+MEASURES = {
+    "retrieval": (("R@1", "R@5", "R@10"), "gallery"),
+    "statements": (("accuracy", "consistency"), "statements"),
+}
+METRICS = tuple(name for names, _ in MEASURES.values() for name in names)
 _BEGIN, _END = "<!-- scores: begin (made by cclm evaluate) -->", "<!-- scores: end -->"
-_UNMEASURED = "None yet: `cclm evaluate retrieval` puts them here where its report lies beside this folder."
 _SENTENCE = (
     "`sentence_transformers.SentenceTransformer(folder, trust_remote_code=True).encode(texts)` gives the same vectors, "
     "where cclm is installed."
@@ -40,9 +44,9 @@ class StreamFacts:
 class CardFacts:
     """What a card says. `origin`: a sentence on where the weights come from; `recipe`: what was set, and to what.
 
-    `languages` are those of the streams where it is empty. `licence`: an identifier of the hub such as apache-2.0, None
-    where nobody has said. `validation`: what the last validation of the training logged, by
-    "<set>/<language>/<direction>/<metric>".
+    `languages`: codes, where whoever exports knows them; those of the streams where it is empty. `licence`: an
+    identifier of the hub such as apache-2.0, None where nobody has said. `validation`: what the last validation of the
+    training logged, by "<set>/<language>/<direction>/<metric>".
     """
 
     name: str
@@ -62,10 +66,11 @@ def write_card(folder: Path | str, facts: CardFacts) -> None:
         f"---\n{_front_matter(facts)}\n---",
         f"# {facts.name}\n\n{facts.origin} {_geometry(facts.config)}",
         f"## Use\n\n```python\n{_snippet(facts.config)}\n```",
+        *([f"```bash\n{commands}\n```"] if (commands := _commands(facts.config)) else []),
         *([_SENTENCE] if (folder / "modules.json").is_file() else []),
         f"## Data\n\n{_data(facts)}",
         f"## Recipe\n\n{_table(('setting', 'value'), list(facts.recipe.items())) or 'Not known.'}",
-        f"## Scores\n\n{_BEGIN}\n{_scores(folder)}\n{_END}",
+        f"## Scores\n\n{_BEGIN}\n{_scores(folder, facts.config)}\n{_END}",
     ]
     if rows := _validation(facts.validation):
         sections.append(f"### Last validation of the training, %\n\n{rows}")
@@ -82,7 +87,8 @@ def refresh_scores(folder: Path | str) -> bool:
     _, end, after = rest.partition(_END)
     if not end:
         return False
-    renewed = f"{before}{begin}\n{_scores(path.parent)}\n{end}{after}"
+    scores = _scores(path.parent, CCLMConfig.from_pretrained(path.parent))
+    renewed = f"{before}{begin}\n{scores}\n{end}{after}"
     if renewed != text:
         with whole_file(path) as partial:
             partial.write_text(renewed, encoding="utf-8")
@@ -111,17 +117,49 @@ def _geometry(config: CCLMConfig) -> str:
     return f"It has {parts}; {embedding}; heads: {', '.join(config.heads) or 'none'}."
 
 
+def _verbs(config: CCLMConfig) -> list[str]:
+    """Those of `cclm evaluate` that can measure such a model."""
+    able = {"retrieval": config.embedding_size > 0, "statements": bool({"classify", "answer"} & set(config.heads))}
+    return [verb for verb in MEASURES if able[verb]]
+
+
+def _commands(config: CCLMConfig) -> str:
+    given = '--model "this folder" --data "a split" --output report.json'
+    return "\n".join(f"cclm evaluate {verb} {given}" for verb in _verbs(config))
+
+
 def _snippet(config: CCLMConfig) -> str:
-    lines = ["from cclm import CCLMModel", "", 'model = CCLMModel.from_pretrained("this folder").eval()']
+    head, lines = ["from cclm import CCLMModel", ""], []
     if config.embedding_size:
         lines += [
             'images = model.embed_images(["dog.jpg", "boat.jpg"])  # (2, E) unit norm',
             'texts = model.embed_texts(["a dog in the snow", "ein Boot"])  # (2, E) unit norm',
             "similarity = texts @ images.T",
         ]
-    if "match" in config.heads:
+    if "match" in config.heads and config.images_per_text == 1:
         lines.append('match = model.score("dog.jpg", ["a dog", "a cat"])  # (2,) probabilities')
-    return "\n".join(lines)
+    if "classify" in config.heads or not lines:
+        head, lines = ["import torch", "from PIL import Image", "", *head], [*lines, *_reading(config)]
+    return "\n".join([*head, 'model = CCLMModel.from_pretrained("this folder").eval()', *lines])
+
+
+def _reading(config: CCLMConfig) -> list[str]:
+    """Lines for a text in the light of its images: the label, or the states where no head gives one."""
+    opened = ", ".join(f'Image.open("{number}.jpg")' for number in range(1, config.images_per_text + 1))
+    encode = "encode_image(pixels)" if config.images_per_text == 1 else "encode_images(pixels.unsqueeze(0))"
+    lines = [
+        f"pixels = model.processor.images([{opened}])",
+        'text = model.processor.texts(["a dog runs in the snow"])',
+        "with torch.inference_mode():",
+        f"    seen, read = model.{encode}, model.encode_text(text.input_ids, text.attention_mask)",
+    ]
+    if "classify" not in config.heads:
+        return [*lines, "    fused = model.fuse(read, seen)  # (1, L, D) states"]
+    return [
+        *lines,
+        f"    logits = model.class_logits(read, model.readings(seen))  # (1, {len(config.labels)})",
+        "label = model.config.labels[logits.argmax(1).item()]",
+    ]
 
 
 def _data(facts: CardFacts) -> str:
@@ -150,37 +188,48 @@ def _licence(facts: CardFacts) -> str:
     )
 
 
-def _scores(folder: Path) -> str:
+def _scores(folder: Path, config: CCLMConfig) -> str:
     """Tables of the reports beside `folder` that are of exactly these weights."""
     tables = []
     sha256: str | None = None
     for path in sorted(folder.absolute().parent.glob("*.json")):
-        report = _report(path)
-        if report is None:
+        verb, report = _report(path)
+        if not verb:
             continue
         sha256 = sha256 or folder_hash(folder, MODEL_FILES)
         if report["model_hash"] != sha256:
             continue
-        rows = [
-            (language, way, {name: scores[name] for name in METRICS}, scores["gallery"])
+        metrics, size = MEASURES[verb]
+        lines = [
+            (language, _direction(way), *_percent(scores, metrics), f"{scores[size]:,}")
             for language, ways in report["languages"].items()
             for way, scores in ways.items()
         ]
-        lines = [(language, _direction(way), *_percent(scores), f"{size:,}") for language, way, scores, size in rows]
-        head = f"`{path.name}`: retrieval on `{report['data']}`, {report['date']}, %"
-        tables.append(f"{head}\n\n{_table(('language', 'direction', *METRICS, 'gallery'), lines)}")
-    return "\n\n".join(tables) or _UNMEASURED
+        head = f"`{path.name}`: {verb} on `{report['data']}`, {report['date']}, %"
+        tables.append(f"{head}\n\n{_table(('language', 'direction', *metrics, size), lines)}")
+    return "\n\n".join(tables) or _unmeasured(config)
 
 
-def _report(path: Path) -> dict[str, Any] | None:
-    """A report of `cclm evaluate retrieval`, None for any other file."""
+def _unmeasured(config: CCLMConfig) -> str:
+    verbs = " or ".join(f"`cclm evaluate {verb}`" for verb in _verbs(config))
+    if not verbs:
+        return "None: no verb of cclm measures a model with these heads and without embeddings."
+    return f"None yet: {verbs} puts them here where its report lies beside this folder."
+
+
+def _report(path: Path) -> tuple[str, dict[str, Any]]:
+    """The verb of `cclm evaluate` that wrote this report, and the report; nothing of any other file."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         measured = [scores for ways in stored["languages"].values() for scores in ways.values()]
-        whole = {"model_hash", "data", "date"} <= set(stored) and all({*METRICS, "gallery"} <= set(s) for s in measured)
+        if not measured or not {"model_hash", "data", "date"} <= set(stored):
+            return "", {}
+        for verb, (metrics, size) in MEASURES.items():
+            if all(isinstance(scores.get(name), int | float) for scores in measured for name in (*metrics, size)):
+                return verb, stored
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return stored if whole else None
+        pass
+    return "", {}
 
 
 def _validation(logged: dict[str, float]) -> str:
@@ -199,7 +248,7 @@ def _direction(way: str) -> str:
     return _WAYS.get(plain, plain) + (", reranked" if plain != way else "")
 
 
-def _percent(scores: dict[str, float], names: tuple[str, ...] | list[str] = METRICS) -> Iterator[str]:
+def _percent(scores: dict[str, float], names: tuple[str, ...] | list[str]) -> Iterator[str]:
     return (f"{scores[name]:.1f}" if name in scores else "" for name in names)
 
 

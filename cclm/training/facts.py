@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from cclm.data.batches import StreamConfig
 from cclm.data.shards import MANIFEST, Manifest, list_shards
 from cclm.models.card import CardFacts, StreamFacts
+from cclm.training.settings import NetworkSettings
 
 CONFIG_OF_RUN = "config_of_run.yaml"
 
@@ -31,18 +32,32 @@ def card_facts(trainer: pl.Trainer, system: pl.LightningModule, folder: Path, li
         "texts": f"up to {system.processor.max_tokens} tokens of a vocabulary of {system.processor.vocab_size:,}",
         "whole configuration": f"`{os.path.relpath((logs / CONFIG_OF_RUN).absolute(), place)}`, seen from here",
     }
-    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("eval/")}
     return CardFacts(
         name=f"{place.parent.name}/{place.name}",
-        origin="Trained by `cclm fit`." if trainer.global_step else "The start of a training: nothing learned yet.",
+        origin=_origin(system.network, trained=trainer.global_step > 0),
         config=system.model.config,
         streams=tuple(
             _stream(name, config, tuple(system.objectives[name])) for name, config in trainer.datamodule.streams.items()
         ),
         recipe=recipe,
         licence=licence,
-        validation={name.removeprefix("eval/"): value for name, value in logged.items()},
+        validation={
+            name.removeprefix("eval/"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("eval/")
+        },
     )
+
+
+def _origin(network: NetworkSettings, trained: bool) -> str:
+    """What it is, and from which weights: those named in the configuration, as they are named there."""
+    halves = {"image encoder": network.backbone_weights, "text layers": network.text_weights}
+    start = f"`{network.pretrained}`" if network.pretrained else ""
+    start = start or " and ".join(f"the {half} of `{file}`" for half, file in halves.items() if file)
+    start = start or "random weights"
+    if trained:
+        return f"Trained by `cclm fit`, starting from {start}."
+    return f"The start of a training from {start}: nothing learned yet."
 
 
 def _stream(name: str, config: StreamConfig, objectives: tuple[str, ...]) -> StreamFacts:

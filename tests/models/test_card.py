@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from cclm.cli import main
 from cclm.data.shards import write_shards
 from cclm.models.card import CARD, CardFacts, StreamFacts, refresh_scores, write_card
 from cclm.models.config import CCLMConfig
+from cclm.models.model import CCLMModel
 from cclm.models.names import EXPORTED
 from cclm.retrieval.store import ModelSource
+from cclm.types import Statement
 from tests.data.conftest import image_records
 from tests.models.conftest import TINY
 
@@ -58,15 +61,61 @@ def test_people_read_data_recipe_and_licence(folder: Path) -> None:
     assert "embed_images" not in card(folder, config={"embedding_size": 0}).text
 
 
-def test_its_own_snippet_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = card(folder).text
+@pytest.mark.parametrize(
+    ("changes", "verbs", "made"),
+    [
+        ({}, ["retrieval"], {"similarity": (2, 2), "match": (2,)}),
+        ({"heads": ["match", "classify"], "labels": ["no", "yes"]}, ["retrieval", "statements"], {"logits": (1, 2)}),
+        ({"embedding_size": 0, "heads": ["classify"], "labels": ["a", "b", "c"]}, ["statements"], {"logits": (1, 3)}),
+        (
+            {"embedding_size": 0, "heads": ["classify"], "labels": ["no", "yes"], "images_per_text": 2},
+            ["statements"],
+            {"logits": (1, 2)},
+        ),
+        ({"embedding_size": 0, "heads": ["answer"], "answer_layers": 1}, ["statements"], {"fused": (1, None, 16)}),
+        ({"embedding_size": 0, "heads": ["match"]}, [], {"match": (2,)}),
+        ({"embedding_size": 0, "heads": ["assign"], "images_per_text": 2}, [], {"fused": (1, None, 16)}),
+    ],
+    ids=lambda value: "" if not isinstance(value, dict) else "-".join(value.get("heads", [])),
+)
+def test_its_own_snippet_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, verbs: list[str], made: dict
+) -> None:
+    CCLMModel(CCLMConfig(vocab_size=90, **{**TINY, **changes})).save_pretrained(folder)
+    text = card(folder, config=changes).text
     code = text.split("```python\n")[1].split("```")[0].replace("this folder", str(folder))
-    for name, record in zip(("dog.jpg", "boat.jpg"), image_records(2), strict=True):
+    for name, record in zip(("dog.jpg", "boat.jpg", "1.jpg", "2.jpg"), image_records(4), strict=True):
         (tmp_path / name).write_bytes(record.image)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(code, names)
-    assert names["similarity"].shape == (2, 2) and names["match"].shape == (2,)
+    for name, shape in made.items():
+        assert all(wanted in (None, got) for got, wanted in zip(names[name].shape, shape, strict=True))
+    if "classify" in changes.get("heads", ()):
+        assert names["label"] in changes["labels"]
+    told = [verb for verb in ("retrieval", "statements") if f"cclm evaluate {verb} --model" in text]
+    assert told == verbs and [verb for verb in told if f"`cclm evaluate {verb}`" in text] == verbs
+    assert ("no verb of cclm measures" in text) == (not verbs)
+
+
+def test_an_evaluation_of_statements_puts_its_scores_in(folder: Path) -> None:
+    changes = {"embedding_size": 0, "heads": ["classify"], "labels": ["no", "yes"]}
+    CCLMModel(CCLMConfig(vocab_size=90, **{**TINY, **changes})).save_pretrained(folder)
+    run = folder.parent
+    records = [
+        replace(record, statements=(Statement({"en": f"it is {n}", "de": f"es ist {n}"}, {("no", "yes")[n % 2]: 1.0}),))
+        for n, record in enumerate(image_records(6))
+    ]
+    write_shards(records, run / "test")
+    assert "`cclm evaluate statements` puts them here" in card(folder, config=changes).text
+    evaluate = ["evaluate", "statements", "--model", str(folder), "--data", str(run / "test")]
+    main([*evaluate, "--output", str(run / "report.json")])
+    scores = json.loads((run / "report.json").read_text())["languages"]["de"]["statements"]
+    text = (folder / CARD).read_text()
+    row = f"| de | statements | {scores['accuracy']:.1f} | {scores['consistency']:.1f} | 6 |"
+    assert row in text and "`report.json`: statements on" in text and "None yet" not in text
+    logged = {"dev/en/statements/accuracy": 61.26}
+    assert "| dev | en | statements | 61.3 |" in card(folder, config=changes, validation=logged).text
 
 
 def test_an_evaluation_puts_its_scores_in(folder: Path) -> None:

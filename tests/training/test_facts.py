@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from huggingface_hub import ModelCard
 
-from cclm.training.facts import CONFIG_OF_RUN
+from cclm.models.model import CCLMModel
+from cclm.training.facts import CONFIG_OF_RUN, _origin
+from cclm.training.settings import NetworkSettings
 from tests.training.conftest import Run
 
 
@@ -30,3 +33,29 @@ def test_the_card_of_a_run(fit: Run, data: Path, tmp_path: Path) -> None:
     first = ModelCard.load(folder / "first" / "README.md").text
     assert "nothing learned yet" in first and "Last validation" not in first
     assert "SentenceTransformer" in card.text and not list((folder / "model").glob(".*"))
+
+
+def test_a_run_from_other_weights_names_them_and_trains_in_float32(fit: Run, tmp_path: Path) -> None:
+    def origin(folder: Path) -> str:
+        return (folder / "README.md").read_text(encoding="utf-8").split("# ")[1]
+
+    export = {"folder": str(tmp_path / "model"), "initial": str(tmp_path / "first")}
+    callbacks = [{"class_path": "cclm.training.callbacks.Export", "init_args": export}]
+    fit(trainer__callbacks=callbacks, trainer__max_steps=1)
+    assert "Trained by `cclm fit`, starting from random weights." in origin(tmp_path / "model")
+    CCLMModel.from_pretrained(tmp_path / "model").half().save_pretrained(tmp_path / "half")
+    fit(trainer__callbacks=callbacks, model__network={"pretrained": str(tmp_path / "half")})
+    assert f"Trained by `cclm fit`, starting from `{tmp_path / 'half'}`." in origin(tmp_path / "model")
+    assert f"The start of a training from `{tmp_path / 'half'}`: nothing learned yet." in origin(tmp_path / "first")
+    trained = CCLMModel.from_pretrained(tmp_path / "model").state_dict()
+    assert {value.dtype for value in trained.values() if value.is_floating_point()} == {torch.float32}
+    first = CCLMModel.from_pretrained(tmp_path / "first").state_dict()
+    half = CCLMModel.from_pretrained(tmp_path / "half").state_dict()
+    assert all(torch.equal(value, half[name].to(value.dtype)) for name, value in first.items())
+    assert not all(torch.equal(value, half[name].to(value.dtype)) for name, value in trained.items())
+
+
+def test_halves_that_were_given_are_named() -> None:
+    halves = NetworkSettings(backbone_weights="package:swin", text_weights="xlmr.safetensors")
+    assert "starting from the image encoder of `package:swin` and the text layers of `xlmr" in _origin(halves, True)
+    assert "starting from the text layers of `x`." in _origin(NetworkSettings(text_weights="x"), True)
