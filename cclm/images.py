@@ -36,19 +36,21 @@ def open_image(data: bytes, size: int | None = None) -> Image.Image:
     The colour of transparent pixels is laid on white. Errors: SampleError.
     """
     image = _open(data)
-    try:
-        if size is not None and image.format == "JPEG":
-            image.draft("RGB", (size, size))
-        image.load()
-        return opaque(image)
-    except Exception as error:
-        raise SampleError("image not readable") from error
+    if size is not None and image.format == "JPEG":
+        image.draft("RGB", (size, size))
+    return opaque(image)
 
 
 def opaque(image: Image.Image) -> Image.Image:
-    """In RGB; the colour of transparent pixels is laid on white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    """Decoded, in RGB; the colour of transparent pixels is laid on white. Errors: SampleError."""
+    if not image.width or not image.height:
+        raise SampleError("image without pixels")
+    try:
+        image.load()
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except Exception as error:
+        raise SampleError("image not readable") from error

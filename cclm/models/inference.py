@@ -5,26 +5,28 @@ Shapes: N images or texts, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 
-from cclm.errors import SampleError
-from cclm.images import open_image
+from cclm.errors import SampleError, first_line
+from cclm.images import opaque, open_image
 from cclm.models.config import CCLMConfig
 from cclm.models.encoding import EncodingOptions, batches, encode_images, encode_texts, match_scores
-from cclm.models.processor import CCLMProcessor
+from cclm.models.processor import CCLMProcessor, check_texts
 from cclm.types import View
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 Picture: TypeAlias = Image.Image | str | Path
+Placed: TypeAlias = tuple[int, Picture]  # where it stands in the list that was given
 
 
 class Inference:
@@ -37,10 +39,11 @@ class Inference:
 
     config: CCLMConfig
     _processor: CCLMProcessor | None = None
+    _hub: Mapping[str, str] = MappingProxyType({})  # which revision on the hub it was loaded from, where it was
 
     @property
     def processor(self) -> CCLMProcessor:
-        """The one beside the weights that the model was loaded from, unless another was set.
+        """The one beside the weights that the model was loaded from, here or on the hub, unless another was set.
 
         Errors: ValueError where there is none, or one of another model.
         """
@@ -51,7 +54,7 @@ class Inference:
                     "this model was not loaded from a folder, so it knows no processor; give one: "
                     "processor=CCLMProcessor.from_pretrained(FOLDER)"
                 )
-            processor = CCLMProcessor.from_pretrained(folder)
+            processor = CCLMProcessor.from_pretrained(folder, **self._hub)
             try:
                 self.processor = processor
             except ValueError as error:
@@ -91,10 +94,12 @@ class Inference:
     ) -> np.ndarray:
         """Unit-norm embeddings (N, E) float32 of texts in any language, cut at the processor's `max_tokens`.
 
-        Errors: ValueError naming a text that is blank, for none at all, and for a model without projections.
+        Errors: ValueError naming a text that is blank, or so once the model's text cleaning is done, for none at all,
+        and for a model without projections.
         """
         self.check_projections()
-        processor, encoding, sentences = self._checked(processor), encoding or EncodingOptions(), _texts(texts)
+        processor, encoding = self._checked(processor), encoding or EncodingOptions()
+        sentences = _texts(texts, processor)
         with progress_bar(len(sentences), progress) as bar:
             shown = partial(bar.track, description="embedding texts")
             return encode_texts(self, processor, sentences, encoding, shown=shown).embeddings.numpy()
@@ -121,7 +126,7 @@ class Inference:
                 "embed_images with embed_texts, or use a model trained with the matching objective"
             )
         processor, encoding = self._checked(processor), encoding or EncodingOptions()
-        pictures, sentences = _pictures(images), _texts(texts)
+        pictures, sentences = _pictures(images), _texts(texts, processor)
         if isinstance(images, Picture):
             pictures *= len(sentences)
         elif isinstance(texts, str):
@@ -156,28 +161,29 @@ class Inference:
                 "embeddings; use a model trained with the contrastive objective"
             )
 
-    def _views_of_pictures(self, processor: CCLMProcessor) -> Callable[[tuple[Picture, ...]], View]:
-        def views(pictures: tuple[Picture, ...]) -> View:
-            opened = [_opened(picture, processor.image_size) for picture in pictures]
+    def _views_of_pictures(self, processor: CCLMProcessor) -> Callable[[tuple[Placed, ...]], View]:
+        def views(pictures: tuple[Placed, ...]) -> View:
+            opened = [_opened(placed, processor.image_size) for placed in pictures]
             return self.encode_image(processor.images(opened).to(self.device))
 
         return views
 
 
-def _identity(picture: Picture) -> Hashable:
+def _identity(placed: Placed) -> Hashable:
+    picture = placed[1]
     return id(picture) if isinstance(picture, Image.Image) else str(picture)
 
 
-def _opened(picture: Picture, size: int) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture
+def _opened(placed: Placed, size: int) -> Image.Image:
+    place, picture = placed
     try:
-        return open_image(Path(picture).read_bytes(), size)
-    except SampleError as error:
-        raise ValueError(f"image {picture}: {error}; give another or leave it out") from None
+        return opaque(picture) if isinstance(picture, Image.Image) else open_image(Path(picture).read_bytes(), size)
+    except (SampleError, OSError) as error:
+        where = f"images[{place}]" if isinstance(picture, Image.Image) else f"images[{place}], {picture}"
+        raise ValueError(f"{where}: {first_line(error)}; give another or leave it out") from None
 
 
-def _pictures(given: Picture | Iterable[Picture]) -> list[Picture]:
+def _pictures(given: Picture | Iterable[Picture]) -> list[Placed]:
     """All at once before the work: a path that is wrong must not end it after an hour."""
     pictures = [given] if isinstance(given, Picture) else list(given)
     if not pictures:
@@ -187,18 +193,22 @@ def _pictures(given: Picture | Iterable[Picture]) -> list[Picture]:
             raise ValueError(f"images[{place}] is of type {type(picture).__name__}; give PIL images or paths")
         if not isinstance(picture, Image.Image) and not Path(picture).is_file():
             raise ValueError(f"images[{place}]: there is no file {str(picture)!r}; check the path")
-    return pictures
+    return list(enumerate(pictures))
 
 
-def _texts(given: str | Iterable[str]) -> list[str]:
+def _texts(given: str | Iterable[str], processor: CCLMProcessor) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given)
     if not texts:
         raise ValueError("no texts given; give at least one")
+    check_texts(texts)
     for place, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"texts[{place}] is of type {type(text).__name__}; give strings")
         if not text.strip():
             raise ValueError(f"texts[{place}] is blank, which says nothing; leave it out")
+        if not processor.cleaned(text).strip():
+            raise ValueError(
+                f"texts[{place}] is {text!r}, of which the model's text cleaning ({processor.text_cleaning}) leaves "
+                "nothing; leave it out"
+            )
     return texts
 
 

@@ -295,6 +295,8 @@ class CCLMModel(Inference, PreTrainedModel):
                 model, report = super().from_pretrained(
                     folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
                 )
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be loaded ({first_line(error)}); check the path or name") from error
         except (SafetensorError, RuntimeError, TypeError, LookupError, AttributeError, ValueError) as error:
             reason = first_line(error)
             raise ValueError(f"{folder}: config or weights are damaged ({reason}); export the model again") from error
@@ -304,6 +306,7 @@ class CCLMModel(Inference, PreTrainedModel):
                     f"{folder}: {len(names)} {_PROBLEMS[problem]}, first {names[0]}; "
                     "the weights do not belong to this config.json, export the model again"
                 )
+        model._hub = {name: kwargs[name] for name in ("revision", "cache_dir") if name in kwargs}
         return model
 
 

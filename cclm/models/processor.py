@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import PushToHubMixin
+from transformers.utils import PushToHubMixin, cached_file
 
-from cclm.errors import first_line
+from cclm.errors import SampleError, first_line
 from cclm.images import opaque
 from cclm.models.names import is_here, quiet
 from cclm.models.text_cleaning import CLEANINGS, clean_text
@@ -61,7 +61,8 @@ class CCLMProcessor(PushToHubMixin):
     `attention_mask` (B, L); `images` and `texts` are the two halves, for code that has only one.
     `text_cleaning`: what happens to a text before it is tokenised: "none", or the original code's rule for a "caption"
     (lower case, no punctuation, single blanks) or a "question" (blanks stay). `max_words` cuts it after so many words.
-    A text that cleaning leaves empty is tokenised as an empty one: its first and last token.
+    A text that cleaning leaves empty is tokenised as an empty one, its first and last token; `embed_texts` and `score`
+    of the model refuse it.
     """
 
     def __init__(
@@ -72,8 +73,7 @@ class CCLMProcessor(PushToHubMixin):
         text_cleaning: str = "none",
         max_words: int | None = None,
     ) -> None:
-        if max_tokens < 3:
-            raise ValueError(f"max_tokens is {max_tokens}; a text has at least 3, its first and last included")
+        _check_length(max_tokens)
         if text_cleaning not in CLEANINGS:
             raise ValueError(f"text_cleaning is {text_cleaning!r}; allowed: {', '.join(CLEANINGS)}")
         if max_words is not None and max_words < 1:
@@ -114,7 +114,8 @@ class CCLMProcessor(PushToHubMixin):
     def texts(self, texts: list[str], max_tokens: int | None = None, clean: bool = True) -> TextInput:
         """Token ids (B, L), cleaned, truncated to `max_tokens` and padded to the longest of them.
 
-        Without `clean` the texts stay as they are, as answers do in the original. Errors: ValueError for no text.
+        Without `clean` the texts stay as they are, as answers do in the original. Errors: ValueError for no text, for
+        one that is none, and for fewer `max_tokens` than 3.
         """
         return self.padded(self.tokens(texts, max_tokens, clean))
 
@@ -122,12 +123,21 @@ class CCLMProcessor(PushToHubMixin):
         """Token ids of each text, as `texts` has them but for the padding."""
         if isinstance(texts, str) or not texts:
             raise ValueError(f"texts are {texts!r}; give a list of at least one, [text] for a single one")
-        if clean:
-            texts = [clean_text(text, self.text_cleaning, self.max_words) for text in texts]
-        length = max_tokens or self.max_tokens
+        length = self.max_tokens if max_tokens is None else _check_length(max_tokens)
+        try:
+            return self._tokens([self.cleaned(text) for text in texts] if clean else texts, length)
+        except (TypeError, AttributeError, UnicodeError):
+            check_texts(texts)  # texts are the hot path, so they are looked at only where something failed
+            raise
+
+    def cleaned(self, text: str) -> str:
+        """What of `text` is tokenised; it may be empty."""
+        return clean_text(text, self.text_cleaning, self.max_words)
+
+    def _tokens(self, texts: list[str], length: int) -> list[list[int]]:
         if not self.tokenizer.is_fast:
             return self.tokenizer(texts, truncation=True, max_length=length)["input_ids"]
-        # The tokenizer's __call__ spends twice as long on Python lists as on tokenising, and texts are the hot path.
+        # The tokenizer's __call__ spends twice as long on Python lists as on tokenising.
         backend = self.tokenizer.backend_tokenizer
         backend.no_padding()
         backend.enable_truncation(length)
@@ -153,11 +163,14 @@ class CCLMProcessor(PushToHubMixin):
         """Pixels (B, 3, H, W); with `train` each gets a crop, a flip and perhaps jitter drawn from `generator`.
 
         `cropped`: crop and flip were drawn before, with the boxes in the image; only colours may change.
+        Errors: ValueError for no image, and naming one that is none or not readable.
         """
+        if isinstance(images, str) or not images:
+            raise ValueError(f"images are {images!r}; give a list of at least one PIL image (texts go in text=)")
         prepare = (self._recolour if cropped else self._augment) if train else self._resize
         batch = torch.empty(len(images), 3, self.image_size, self.image_size)
-        for row, image in zip(batch, images, strict=True):  # image by image, while its pixels are in the cache
-            row.copy_(prepare(VF.pil_to_tensor(opaque(image)), generator)).sub_(self._mean).div_(self._std)
+        for place, image in enumerate(images):  # image by image, while its pixels are in the cache
+            batch[place].copy_(prepare(_pixels(image, place), generator)).sub_(self._mean).div_(self._std)
         return batch
 
     def _resize(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -187,7 +200,12 @@ class CCLMProcessor(PushToHubMixin):
     def __call__(
         self, images: list[Image.Image] | Image.Image | None = None, text: list[str] | str | None = None
     ) -> dict[str, Tensor]:
-        """Both halves in one dictionary; one image or one text makes a batch of one."""
+        """Both halves in one dictionary; one image or one text makes a batch of one.
+
+        Errors: ValueError as of `images` and `texts`, and where neither is given.
+        """
+        if images is None and text is None:
+            raise ValueError("neither images nor text given; give at least one of them")
         out: dict[str, Tensor] = {}
         if images is not None:
             out["pixel_values"] = self.images([images] if isinstance(images, Image.Image) else images)
@@ -201,11 +219,12 @@ class CCLMProcessor(PushToHubMixin):
         save_settings(folder, self.settings, self.max_tokens, self.text_cleaning, self.max_words)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, tokenizer: str | None = None) -> Self:
-        """`tokenizer`: a folder or hub name, where `folder` has none. Errors: ValueError where there is none at all."""
-        path = Path(folder) / FILE
-        if not path.is_file():
-            raise ValueError(f"no {FILE} in {folder}; a pretrained folder written by `cclm fit` has one")
+    def from_pretrained(cls, folder: str | Path, tokenizer: str | None = None, **hub: Any) -> Self:
+        """Load from a pretrained folder, or a hub name: with `hub` its revision, token or cache_dir.
+
+        `tokenizer`: a folder or hub name, where `folder` has none. Errors: ValueError where there is none at all.
+        """
+        path = _settings_file(folder, hub)
         try:
             stored = json.loads(path.read_text())
             settings = {name: tuple(v) if isinstance(v, list) else v for name, v in stored["image"].items()}
@@ -214,9 +233,51 @@ class CCLMProcessor(PushToHubMixin):
             cleaning = str(stored.get("text_cleaning", "none"))  # folders of before have neither
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}); export the model again") from None
-        if tokenizer is None and not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
+        if tokenizer is not None:
+            return cls(load_tokenizer(tokenizer), image, max_tokens, cleaning, max_words)
+        if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
             raise ValueError(f"no tokenizer in {folder}; `cclm convert` it with --tokenizer, or pass tokenizer= here")
-        return cls(load_tokenizer(tokenizer or str(folder)), image, max_tokens, cleaning, max_words)
+        return cls(load_tokenizer(str(folder), **hub), image, max_tokens, cleaning, max_words)
+
+
+def _settings_file(folder: str | Path, hub: dict[str, Any]) -> Path:
+    path = Path(folder) / FILE
+    if path.is_file():
+        return path
+    if Path(folder).is_dir() or is_here(str(folder)):
+        raise ValueError(f"no {FILE} in {folder}; a pretrained folder written by `cclm fit` has one")
+    try:
+        with quiet():
+            return Path(cached_file(str(folder), FILE, **hub))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no {FILE} in {folder}, here or on the hub ({first_line(error)}); check the name") from None
+
+
+def _check_length(max_tokens: int) -> int:
+    if max_tokens < 3:
+        raise ValueError(f"max_tokens is {max_tokens}; a text has at least 3, its first and last included")
+    return max_tokens
+
+
+def check_texts(texts: list[str]) -> None:
+    """Errors: ValueError naming the first that is no string, or one that no file can hold."""
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"texts[{place}] is of type {type(text).__name__}; give strings")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = text[error.start]
+            raise ValueError(f"texts[{place}] holds half a character, {half!r}; decode it again or remove it") from None
+
+
+def _pixels(image: Image.Image, place: int) -> Tensor:
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"images[{place}] is of type {type(image).__name__}; give PIL images, Image.open(path)")
+    try:
+        return VF.pil_to_tensor(opaque(image))  # (3, H, W) uint8
+    except SampleError as error:
+        raise ValueError(f"images[{place}]: {error}; give another or leave it out") from None
 
 
 def save_settings(
@@ -228,13 +289,13 @@ def save_settings(
         path.write_text(json.dumps(texts | {"image": asdict(image)}, indent=2) + "\n")
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A tokenizer's folder or hub name. Errors: ValueError where there is none."""
+def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
+    """That of a folder, or a hub name with its revision, token or cache_dir. Errors: ValueError where there is none."""
     if is_here(name) and not Path(name).is_dir():
         raise ValueError(f"no tokenizer at {name}; train one with `cclm data tokenizer`")
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, **hub)
     except Exception as error:  # damaged files raise whatever the reading of them does
         reason = first_line(error)
         raise ValueError(f"no tokenizer at {name} ({reason}); train one with `cclm data tokenizer`") from None

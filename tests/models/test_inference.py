@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -175,20 +176,26 @@ def test_the_processor_is_the_one_beside_the_weights(
 
 
 def test_pictures_that_are_refused(model: CCLMModel, tmp_path: Path) -> None:
-    (tmp_path / "broken.jpg").write_bytes(picture(1)[:200])
+    (tmp_path / "broken.jpg").write_bytes(picture(1)[:-60])
     (tmp_path / "text.png").write_text("no picture")
+    whole = Image.open(io.BytesIO(picture(2)))
     for given, message in (
         ([], "no images given"),
         (["nowhere.jpg"], r"images\[0\]: there is no file 'nowhere.jpg'"),
         ([tmp_path], r"images\[0\]: there is no file"),
         ([picture(1)], r"images\[0\] is of type bytes; give PIL images or paths"),
-        ([tmp_path / "broken.jpg"], r"broken.jpg: image not readable; give another or leave it out"),
+        ([tmp_path / "broken.jpg"], r"images\[0\], .*broken.jpg: image not readable; give another or leave it out"),
+        (
+            [whole, Image.open(tmp_path / "broken.jpg")],
+            r"images\[1\]: image not readable; give another or leave it out",
+        ),
+        ([whole, whole, Image.new("RGB", (0, 4))], r"images\[2\]: image without pixels; give another"),
         (tmp_path / "text.png", r"text.png: image not readable"),
     ):
         with pytest.raises(ValueError, match=message):
-            model.embed_images(given)
+            model.embed_images(given, encoding=EncodingOptions(image_batch=1))
         with pytest.raises(ValueError, match=message):
-            model.score(given, ["a"])
+            model.score(given, ["a"] * (1 if isinstance(given, Path) else max(1, len(given))))
 
 
 def test_texts_that_are_refused(model: CCLMModel, images: list[Image.Image]) -> None:
@@ -197,11 +204,29 @@ def test_texts_that_are_refused(model: CCLMModel, images: list[Image.Image]) -> 
         (["a", " \n"], r"texts\[1\] is blank"),
         ("", r"texts\[0\] is blank"),
         (["a", float("nan")], r"texts\[1\] is of type float; give strings"),
+        (["a", "a\ud800"], r"texts\[1\] holds half a character, '\\ud800'; decode it again or remove it"),
     ):
         with pytest.raises(ValueError, match=message):
             model.embed_texts(given)
     with pytest.raises(ValueError, match="7 images, 2 texts: no pairs"):
         model.score(images, ["a", "b"])
+    cleaning = CCLMProcessor(model.processor.tokenizer, ImageSettings(image_size=32), 24, "caption")
+    for ask in (model.embed_texts, partial(model.score, images)):
+        with pytest.raises(
+            ValueError, match=r"texts\[1\] is '!\?', of which the model's text cleaning \(caption\) leaves"
+        ):
+            ask(["a", "!?"] if ask == model.embed_texts else ["a", "!?"] + ["a"] * 5, cleaning)
+    assert model.embed_texts(["!?"]).shape == (1, 8)  # the model's own processor cleans nothing
+
+
+@pytest.mark.parametrize("tokens", [0, 2, -1])
+def test_too_few_tokens_are_refused(model: CCLMModel, tokens: int) -> None:
+    with pytest.raises(ValueError, match=f"max_tokens is {tokens}; give 3 or more"):
+        EncodingOptions(max_tokens=tokens)
+    with pytest.raises(ValueError, match=f"max_tokens is {tokens}; a text has at least 3"):
+        model.processor.texts(["a"], max_tokens=tokens)
+    least = model.embed_texts(["ein Hund", "zwei Boote"], encoding=EncodingOptions(max_tokens=3))
+    assert np.abs(least[0] - least[1]).max() > 1e-3
 
 
 def test_models_without_the_part_that_is_asked_for(tiny_processor: CCLMProcessor, images: list[Image.Image]) -> None:

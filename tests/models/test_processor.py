@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,3 +147,51 @@ def test_cropped_images_are_neither_cropped_nor_flipped_again(processor: CCLMPro
     for pixels in seen:  # columns still rise from one side to the other, whatever happened to the colours
         columns = pixels[0, 0].mean(0)
         assert (columns.diff().sign() == plain[0, 0].mean(0).diff().sign()[0]).float().mean() > 0.5
+
+
+def test_what_a_call_refuses_is_one_line(processor: CCLMProcessor) -> None:
+    whole, cut = Image.linear_gradient("L"), io.BytesIO()
+    whole.convert("RGB").save(cut, "JPEG")
+    broken = Image.open(io.BytesIO(cut.getvalue()[:-60]))
+    for given, message in (
+        ({}, "neither images nor text given; give at least one of them"),
+        ({"images": "a dog"}, r"images are 'a dog'; give a list of at least one PIL image \(texts go in text=\)"),
+        ({"images": []}, r"images are \[\]; give a list of at least one PIL image"),
+        ({"images": [whole, "x.jpg"]}, r"images\[1\] is of type str; give PIL images, Image.open\(path\)"),
+        ({"images": [whole, broken]}, r"images\[1\]: image not readable; give another or leave it out"),
+        ({"images": Image.new("RGB", (3, 0))}, r"images\[0\]: image without pixels; give another or leave it out"),
+        ({"text": []}, r"texts are \[\]; give a list of at least one"),
+        ({"text": ["a", None]}, r"texts\[1\] is of type NoneType; give strings"),
+        ({"text": ["a", "b", "\udc00"]}, r"texts\[2\] holds half a character, '\\udc00'; decode it again or remove it"),
+    ):
+        for cleaning in ("none", "caption"):
+            with pytest.raises(ValueError, match=f"^{message}"):
+                CCLMProcessor(processor.tokenizer, processor.settings, 12, cleaning)(**given)
+
+
+HUB_NAMES = """
+import sys
+from cclm import CCLMModel, CCLMProcessor
+model = CCLMModel.from_pretrained("someone/pretrained", revision="draft")
+assert model.embed_texts(["a dog"]).shape == (1, 8) and model.processor.max_tokens == 24
+assert CCLMProcessor.from_pretrained("someone/pretrained", revision="draft").max_tokens == 24
+for load in (CCLMModel.from_pretrained, CCLMProcessor.from_pretrained):
+    for name in ("someone/pretrained", "someone/other"):  # no main revision was ever fetched; nothing at all
+        try:
+            load(name)
+        except ValueError as error:
+            assert name in str(error) and "check the" in str(error) and "\\n" not in str(error), error
+        else:
+            sys.exit(f"{name} was loaded")
+"""
+
+
+def test_hub_names_are_loaded_from_the_cache_at_the_models_revision(pretrained: Path, tmp_path: Path) -> None:
+    """Offline, in a process of its own: the library reads both settings once."""
+    cached = tmp_path / "models--someone--pretrained"
+    shutil.copytree(pretrained, cached / "snapshots" / ("a" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "draft").write_text("a" * 40)
+    told = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", HUB_NAMES], env=told, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
