@@ -5,6 +5,7 @@ What a fine-tuning run does to a pretrained folder, and `cclm convert --image-si
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from cclm.models.fill import KeyReport
 from cclm.models.model import CCLMModel
 from cclm.models.resize import resize_table
 
+_MOST_PIXELS = 2048  # a side; the tables of larger images alone would fill a computer's memory
 _BLOCK = re.compile(r"(fusion\.blocks)\.(\d+)\.(.+)")
 _DECODER_BLOCK = re.compile(r"answer_decoder\.stack\.blocks\.(\d+)\.(.+)")
 _DECODER = {
@@ -30,22 +32,41 @@ _DECODER = {
 def adapted_config(config: CCLMConfig, changes: Mapping[str, Any]) -> CCLMConfig:
     """`config` with other settings; a Swin's windows grow with the image, as 7 at 224 and 12 at 384 pixels do.
 
-    Errors: ValueError for an image size that does not divide into patches and windows.
+    Errors: ValueError for an image size that does not divide into patches and windows, or is beyond all use.
     """
     kept = {name: value for name, value in config.to_dict().items() if name in type(config).__dataclass_fields__}
     new = type(config)(**(kept | dict(changes)))
     options = dict(new.backbone_options or {})
     if new.image_size != config.image_size and "backbone_options" not in changes:
-        patch = options.get("patch_size", 4 if "swin" in new.backbone else 16)
-        step = patch * 2 ** (len(options.get("depths", range(4))) - 1) if "swin" in new.backbone else patch
+        swin = "swin" in new.backbone
+        step = options.get("patch_size", 4 if swin else 16)
+        step *= 2 ** (len(options.get("depths", range(4))) - 1) if swin else 1
         if new.image_size < step or new.image_size % step:
-            near = max(step, round(new.image_size / step) * step)
-            raise ValueError(
-                f"image size {new.image_size} is no multiple of {step}, a patch of the last stage; try {near}"
-            )
-        if "swin" in new.backbone:
-            new.backbone_options = options | {"window_size": new.image_size // step}
+            near = min(max(step, round(new.image_size / step) * step), _MOST_PIXELS)
+            what = "a patch of the last stage" if swin else "its patches"
+            raise ValueError(f"image size {new.image_size} is no multiple of {step}, {what}; try {near}")
+        if new.image_size > _MOST_PIXELS:
+            raise ValueError(f"image size {new.image_size} is too large; give {_MOST_PIXELS} pixels or fewer")
+        if swin:
+            new.backbone_options = options | {"window_size": _window(config, new.image_size // step, step)}
     return new
+
+
+def _window(config: CCLMConfig, side: int, step: int) -> int:
+    """A Swin's windows where its last map is `side` wide: they keep their share of it, all of it as published.
+
+    Errors: ValueError where that is no whole number.
+    """
+    named = re.search(r"window(\d+)", config.backbone)
+    window = (config.backbone_options or {}).get("window_size", int(named[1]) if named else 7)
+    before = config.image_size // step
+    if window * side % before:
+        unit = before // math.gcd(window, before) * step
+        raise ValueError(
+            f"image size {side * step} leaves windows of {window} on a last map of {before} no whole side; try "
+            f"{max(1, round(side * step / unit)) * unit}"
+        )
+    return window * side // before
 
 
 def adapted(weights: Mapping[str, Tensor], old: CCLMConfig, new: CCLMConfig) -> tuple[dict[str, Tensor], KeyReport]:

@@ -21,8 +21,9 @@ from torch import Tensor
 from cclm.errors import first_line
 from cclm.models import families
 from cclm.models.adapt import adapted, adapted_config
+from cclm.models.backbones import check_table, is_buffer
 from cclm.models.config import CCLMConfig
-from cclm.models.families import SWIN, X2VLM, X2VLM_ENGLISH, Naming, geometry, recognise
+from cclm.models.families import SWIN, X2VLM, X2VLM_ENGLISH, Naming, check_dimensions, geometry, is_half, recognise
 from cclm.models.fill import KeyReport
 from cclm.models.model import CCLMModel
 from cclm.models.names import model_type
@@ -32,6 +33,8 @@ from cclm.models.weights import WeightFile, read_file, read_weights
 from cclm.storage import whole_file
 
 ORIGINAL = "original.json"  # what the released file held beside weights, for the way back
+KEPT = "original.safetensors"  # its tensors that a model of ours has no place for
+_NEGATIVES = ("vision_proj.weight", "vision_proj.bias")  # drew wrong images while a model was trained to assign texts
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +62,7 @@ class Converted:
     guessed: dict[str, str] = field(default_factory=dict)
     resized: int = 0  # relative-position tables
     original: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)  # for the way back only
 
     def save(self, folder: Path) -> None:
         with torch.device("meta"):  # tables that are computed stay there: no folder holds them
@@ -68,6 +72,8 @@ class Converted:
         model.save_pretrained(folder)
         if self.original:
             (folder / ORIGINAL).write_text(json.dumps(self.original, ensure_ascii=False, indent=1) + "\n")
+        if self.kept:
+            safetensors.torch.save_file({name: value.clone() for name, value in self.kept.items()}, folder / KEPT)
 
 
 def convert(source: str, options: ConvertOptions) -> Converted:
@@ -80,26 +86,30 @@ def convert(source: str, options: ConvertOptions) -> Converted:
     if config.is_file() and model_type(config) == CCLMConfig.model_type:
         raise ValueError(f"{source} is a pretrained folder already; for the way back, add --to-original")
     file = read_file(source, options.trust_pickle)
-    if is_image(file.tensors) or is_text(file.tensors):
-        return _started(file, options)
     try:
-        family = recognise(file.tensors)
+        return _resized(_converted(file, options), options.image_size)
+    except KeyError as error:
+        raise ValueError(f"{file.path}: it has no {error.args[0]}; fetch it again") from None
     except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from None
-    if family == X2VLM_ENGLISH:
-        return _started(file, options)
+        told = str(error)
+        raise ValueError(
+            told if told.startswith((str(file.path), str(options.text))) else f"{file.path}: {told}"
+        ) from None
+
+
+def _converted(file: WeightFile, options: ConvertOptions) -> Converted:
+    check_dimensions(file.tensors)
+    plain = is_image(file.tensors) or is_text(file.tensors)
+    family = "" if plain else recognise(file.tensors)
+    if plain or family == X2VLM_ENGLISH:
+        text = read_file(options.text, options.trust_pickle) if options.text else None
+        if text is not None:
+            check_dimensions(text.tensors)
+        started = start_model(file, text, options.num_heads)
+        return Converted(started.family, started.model.config, started.model.state_dict(), *started[2:])
     if options.text:
-        raise ValueError(f"{source} has its own text layers; leave --text out")
-    return _resized(_released(file, family, options.num_heads), options.image_size)
-
-
-def _started(file: WeightFile, options: ConvertOptions) -> Converted:
-    text = read_file(options.text, options.trust_pickle) if options.text else None
-    try:
-        family, model, report = start_model(file, text, options.num_heads)
-    except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from None
-    return _resized(Converted(family, model.config, model.state_dict(), report), options.image_size)
+        raise ValueError("it has its own text layers; leave --text out")
+    return _released(file, family, options.num_heads)
 
 
 def _resized(found: Converted, image_size: int | None) -> Converted:
@@ -119,60 +129,65 @@ def _released(file: WeightFile, family: str, num_heads: int | None) -> Converted
     try:
         shape = geometry(family, weights, file.config, num_heads)
     except KeyError as error:
-        raise ValueError(f"{file.path}: a {family} checkpoint without {error}; fetch it again") from None
-    except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from None
+        raise ValueError(f"a {family} checkpoint without {error.args[0]}; fetch it again") from None
     naming, report = shape.naming, KeyReport()
     with torch.device("meta"):
         wanted = CCLMModel(naming.config).state_dict()
-    state, used = {}, set()
+    state: dict[str, Tensor] = {}
     for name, like in wanted.items():
         theirs = [other for other in naming.theirs(name) if other in weights]
         if not theirs:
             report.new.append(naming.theirs(name)[0])
             continue
-        state[name] = _one(file.path, {other: weights[other] for other in theirs}, like)
+        state[name] = _one({other: weights[other] for other in theirs}, like)
         report.filled.append(name)
-        used.update(theirs)
+        report.taken += [(other, name) for other in theirs]
     if report.new:
         raise ValueError(
-            f"{file.path}: {len(report.new)} tensor(s) of a {family} checkpoint are missing, first {report.new[0]}; "
-            "fetch it again"
+            f"{len(report.new)} tensor(s) of a {family} checkpoint are missing, first {report.new[0]}; fetch it again"
         )
     if "logit_scale" in state:
         state["logit_scale"] = -state["logit_scale"].log()
     if naming.config.tie_word_embeddings and "mlm_head.decoder.weight" in state:
-        _check_tied(file.path, state)
-    report.left_over = {name: _why_left(naming, name, file.path) for name in weights if name not in used}
+        _check_tied(state)
+    report.left_over = _left_over(naming, weights, {name for name, _ in report.taken})
     kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in weights.items()}
     original = {"family": family, "bare": naming.bare, "key": file.key, "config": _plain(file.config), "tensors": kinds}
-    return Converted(family, naming.config, state, report, shape.guessed, original=original)
+    original |= {"prefix": file.prefix} if file.prefix else {}
+    kept = {name: weights[name] for name in _NEGATIVES if name in report.left_over}
+    return Converted(family, naming.config, state, report, shape.guessed, original=original, kept=kept)
 
 
-def _one(path: Path, named: Mapping[str, Tensor], like: Tensor) -> Tensor:
+def _one(named: Mapping[str, Tensor], like: Tensor) -> Tensor:
     """The tensor that all of `named` are. Errors: ValueError where they differ, or are of another shape."""
     (first, value), *others = named.items()
     for other, copy in others:
         if not torch.equal(value, copy):
-            raise ValueError(f"{path}: {other} should equal {first}, which it is tied to; fetch the file again")
+            raise ValueError(f"{other} should equal {first}, which it is tied to; fetch the file again")
     if value.shape != like.shape:
-        raise ValueError(f"{path}: {first} is {tuple(value.shape)} and not {tuple(like.shape)}; fetch it again")
+        raise ValueError(f"{first} is {tuple(value.shape)} and not {tuple(like.shape)}; fetch it again")
     return value
 
 
-def _check_tied(path: Path, state: dict[str, Tensor]) -> None:
+def _check_tied(state: dict[str, Tensor]) -> None:
     if not torch.equal(state["mlm_head.decoder.weight"], state["embeddings.word.weight"]):
-        raise ValueError(f"{path}: its decoder is not tied to the word embeddings, as CCLM's is; fetch it again")
+        raise ValueError("its decoder is not tied to the word embeddings, as CCLM's is; fetch it again")
     state["mlm_head.decoder.weight"] = state["embeddings.word.weight"]
 
 
-def _why_left(naming: Naming, name: str, path: Path) -> str:
-    """Errors: ValueError for a tensor that nothing explains."""
-    if families.is_buffer(name):
-        return "computed, not learned"
-    if name in ("vision_proj.weight", "vision_proj.bias"):
-        return "it only drew wrong images while the model was trained to assign texts"
-    raise ValueError(f"{path}: nothing explains {name} in a {naming.family} checkpoint; is it of a changed model?")
+def _left_over(naming: Naming, weights: Mapping[str, Tensor], used: set[str]) -> dict[str, str]:
+    """Why each other tensor has no place. Errors: ValueError for one that nothing explains."""
+    found, known = {}, families.tables(naming)
+    for name, value in weights.items():
+        if name in used:
+            continue
+        if is_buffer(name):
+            found[name] = check_table(name, value, known)
+        elif name in _NEGATIVES and "assign" in (naming.config.heads or ()):
+            found[name] = "it only drew wrong images while the model was trained to assign texts"
+        else:
+            raise ValueError(f"nothing explains {name} in a {naming.family} checkpoint; is it of a changed model?")
+    return found
 
 
 def _plain(value: Any) -> Any:
@@ -196,8 +211,10 @@ def to_original(folder: Path, target: Path | None) -> int:
     model, known = CCLMModel.from_pretrained(folder), _known(folder / ORIGINAL)
     naming = _naming(model, known)
     weights = _theirs(model, naming, read_weights(folder))
+    if (folder / KEPT).is_file():
+        weights |= read_weights(folder / KEPT)
     kinds = known.get("tensors") or {name: str(weights[name].dtype).removeprefix("torch.") for name in sorted(weights)}
-    if missing := [name for name in kinds if name not in weights and not families.is_buffer(name)]:
+    if missing := [name for name in kinds if name not in weights and not is_buffer(name)]:
         raise ValueError(f"{folder}: no tensor of ours is {missing[0]} of the original; convert the checkpoint again")
     kept = {name: weights[name].to(getattr(torch, kind)) for name, kind in kinds.items() if name in weights}
     if target is not None:
@@ -207,10 +224,11 @@ def to_original(folder: Path, target: Path | None) -> int:
 
 
 def _write(weights: dict[str, Tensor], known: Mapping[str, Any], path: Path, safe: bool) -> None:
+    key, config, prefix = known.get("key", "model"), known.get("config"), known.get("prefix", "")
+    weights = {f"{prefix}{name}": value for name, value in weights.items()}
     if safe:  # which holds no tensor twice, and nothing beside them
         safetensors.torch.save_file({name: value.clone().contiguous() for name, value in weights.items()}, path)
         return
-    key, config = known.get("key", "model"), known.get("config")
     content = {key: weights} | ({"config": config} if config else {}) if key else weights
     with open(path, "wb") as file:  # torch's own writer does not say that a disk is full
         torch.save(content, file)
@@ -232,12 +250,14 @@ def _known(path: Path) -> dict[str, Any]:
 def _naming(model: CCLMModel, known: Mapping[str, Any]) -> Naming:
     config, family = model.config, SWIN if "swin" in model.config.backbone else X2VLM
     fits = config.position_offset == (0 if family == SWIN else 2) and not config.pre_norm and config.pooling == "first"
+    fits &= family == X2VLM or is_half(config.text_layers, config.fusion_layers)
     fits &= not list(model.image_adapter.parameters()) and config.tie_word_embeddings == (family == SWIN)
     if not fits or "swin" not in config.backbone and "beit" not in config.backbone:
         raise ValueError(
             f"a model with backbone {config.backbone}, position_offset {config.position_offset}, pooling "
-            f"{config.pooling}, image states {model.image_encoder.width} and text states {config.hidden_size} wide is "
-            "of no released family; only converted models, and those trained from them, go back"
+            f"{config.pooling}, {config.text_layers} text and {config.fusion_layers} fusion layers, image states "
+            f"{model.image_encoder.width} and text states {config.hidden_size} wide is of no "
+            "released family; only converted models, and those trained from them, go back"
         )
     return Naming(family, config, known.get("bare", family == X2VLM or "mlm" not in config.heads))
 
@@ -251,16 +271,7 @@ def _theirs(model: CCLMModel, naming: Naming, stored: Mapping[str, Tensor]) -> d
         if name == "logit_scale":
             value = _temperature(value, config.temperature)
         weights |= dict.fromkeys(naming.theirs(name), value)
-    positions = torch.arange(config.max_positions)[None]  # (1, P)
-    weights[f"{naming.text}.embeddings.position_ids"] = positions
-    if model.answer_decoder is not None:
-        weights["text_decoder.bert.embeddings.position_ids"] = positions
-    weights |= {
-        f"vision_encoder.{name}": value
-        for name, value in model.image_encoder.backbone.named_buffers()
-        if families.is_buffer(name)
-    }
-    return weights
+    return weights | families.tables(naming)
 
 
 def _temperature(logit_scale: Tensor, first: float) -> Tensor:

@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from cclm.models.backbones import beit_settings, image_tables, is_buffer, layer_count, swin_settings
 from cclm.models.config import CCLMConfig
+from cclm.models.weights import Weights
+
+__all__ = ("Geometry", "Naming", "geometry", "is_buffer", "recognise")
 
 SWIN, X2VLM, X2VLM_ENGLISH = "CCLM-3M/4M", "CCLM-X2VLM", "X2-VLM"
-
-Weights = Mapping[str, Tensor]
 
 # What a state dict of each family must hold, by which the nearest one is told.
 _MARKS = {
@@ -76,7 +79,21 @@ _HEADS = {
     "class_head": "cls_head",
     "assign_head": "ta_head",
 }
-_BUFFERS = re.compile(r".*\.(position_ids|relative_position_index|attn_mask)")
+_XLM_HEAD = {  # ours: XLM-R's
+    "dense.weight": ("dense.weight",),
+    "dense.bias": ("dense.bias",),
+    "norm.weight": ("layer_norm.weight",),
+    "norm.bias": ("layer_norm.bias",),
+    "decoder.bias": ("bias", "decoder.bias"),
+}
+# Of tensors that geometry is read off, the number of dimensions.
+_DIMENSIONS = {
+    re.compile(r"temp"): 0,
+    re.compile(r"(.*\.)?(\w+_embeddings|fc1|dense|text_proj|cls_head\.[03]|decoder)\.weight"): 2,
+    re.compile(r".*relative_position_bias_table"): 2,
+    re.compile(r".*\.attn_mask"): 3,
+    re.compile(r"(.*\.)?patch_embed(dings)?\.proj(ection)?\.weight"): 4,
+}
 
 
 def recognise(weights: Weights) -> str:
@@ -141,11 +158,6 @@ class Naming:
         return [f"{self.text}.encoder.layer.{layer}.{inner}" for layer in range(first, first + shared)]
 
 
-def is_buffer(name: str) -> bool:
-    """Whether their `name` is a table that is computed, not learned."""
-    return _BUFFERS.fullmatch(name) is not None
-
-
 def _split_layer(name: str) -> tuple[int, str]:
     """Our `3.attention.query.weight` -> 3 and their name within a layer."""
     index, _, inner = name.partition(".")
@@ -177,6 +189,60 @@ def _answer(name: str) -> list[str]:
     return _vocabulary("text_decoder.cls", "decoder.bias" if part == "bias" else rest)
 
 
+def check_dimensions(weights: Weights) -> None:
+    """Errors: ValueError naming a tensor that is of no model's number of dimensions."""
+    for name, value in weights.items():
+        want = next((count for pattern, count in _DIMENSIONS.items() if pattern.fullmatch(name)), value.dim())
+        if value.dim() != want:
+            raise ValueError(f"{name} is {tuple(value.shape)}, not of {want} dimension(s); fetch the file again")
+
+
+def tables(naming: Naming) -> dict[str, Tensor]:
+    """What a checkpoint holds that is computed, not learned, under their names."""
+    positions = torch.arange(naming.config.max_positions)[None]  # (1, P)
+    found = {f"{naming.text}.embeddings.position_ids": positions}
+    if "answer" in (naming.config.heads or ()):
+        found["text_decoder.bert.embeddings.position_ids"] = positions
+    return found | {f"vision_encoder.{name}": value for name, value in image_tables(naming.config).items()}
+
+
+# -- XLM-R's own names -------------------------------------------------------------------------------------------------
+
+
+def xlm_roberta_names(layers: int, head: bool) -> list[str]:
+    """The learned tensors of an XLM-R of so many layers, with or without its head, and without its pooler."""
+    leaves = [f"{module}.{leaf}" for module in _LAYER.values() for leaf in ("weight", "bias") if "cross" not in module]
+    names = [f"embeddings.{module}.weight" for module in _EMBEDDINGS.values()] + ["embeddings.LayerNorm.bias"]
+    names += [f"encoder.layer.{layer}.{leaf}" for layer in range(layers) for leaf in leaves]
+    return names + [f"lm_head.{theirs[0]}" for theirs in _XLM_HEAD.values()] * head
+
+
+def xlm_roberta_sources(name: str, config: CCLMConfig) -> list[str]:
+    """XLM-R's names for our tensor `name`, none where it has no such tensor.
+
+    Its first `text_layers` layers are the text encoder; further ones start the fusion (reference/cclm.md 1.4).
+    """
+    part, _, rest = name.partition(".")
+    if part == "embeddings":
+        tied = ["lm_head.decoder.weight"] if rest == "word.weight" and config.tie_word_embeddings else []
+        return [f"embeddings.{_embedding(rest)}", *tied]
+    if part == "mlm_head":
+        return [f"lm_head.{theirs}" for theirs in _XLM_HEAD.get(rest, ())]
+    if part in ("text_encoder", "fusion") and rest.startswith("blocks."):
+        index, inner = _split_layer(rest.removeprefix("blocks."))
+        first = config.text_layers if part == "fusion" else 0
+        return [] if "crossattention" in inner else [f"encoder.layer.{first + index}.{inner}"]
+    return []
+
+
+def bare_text(name: str) -> str:
+    """XLM-R's name without that of the model around it."""
+    return re.sub(r"^(roberta|bert)\.", "", name)
+
+
+# -- geometry ----------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Geometry:
     """What a checkpoint's shapes tell of its model, and what only a guess can."""
@@ -196,20 +262,16 @@ def geometry(family: str, weights: Weights, told: Mapping[str, Any], num_heads: 
     words = weights[f"{text}.embeddings.word_embeddings.weight"]
     hidden = words.shape[1]
     vision = {name.removeprefix("vision_encoder."): v for name, v in weights.items() if name.startswith("vision_e")}
-    backbone, heads = swin_settings(vision, vision, told) if family == SWIN else beit_settings(vision)
-    if (width := image_width(backbone)) != hidden:
-        raise ValueError(f"the image encoder is {width} wide, the text layers {hidden}; those of {family} are alike")
-    guessed = {}
+    backbone = swin_settings(vision, vision, told) if family == SWIN else beit_settings(vision)
+    if backbone.width != hidden:
+        raise ValueError(
+            f"the image encoder is {backbone.width} wide, the text layers {hidden}; those of {family} are alike"
+        )
+    guessed = dict(backbone.guessed)
     if num_heads is None and (num_heads := _text_heads(told, hidden)) is None:
-        num_heads = next(count for count in (heads, max(4, hidden // 64), 2, 1) if count and hidden % count == 0)
+        known = (backbone.text_heads, max(4, hidden // 64), 2, 1)
+        num_heads = next(count for count in known if count and hidden % count == 0)
         guessed["num_heads"] = f"{num_heads}, from the image encoder's; --num-heads says otherwise"
-    layers = _count(weights, f"{text}.encoder.layer")
-    crossed = _count(weights, f"{text}.encoder.layer", ".crossattention.self.query.weight")
-    fusion = {"text_layers": layers - crossed, "fusion_layers": crossed}
-    if family == X2VLM:
-        fusion = {"text_layers": layers, "fusion_layers": _count(weights, "cross_encoder.encoder.layer")}
-    elif _interleaved(weights, f"{text}.encoder.layer", layers - crossed, layers):
-        fusion |= {"fusion_layers": crossed // 2, "images_per_text": 2, "several_images": "interleaved"}
     projected = "vision_proj.weight" in weights and "text_proj.weight" in weights
     settings: dict[str, Any] = {
         "vocab_size": words.shape[0],
@@ -221,15 +283,52 @@ def geometry(family: str, weights: Weights, told: Mapping[str, Any], num_heads: 
         "position_offset": 0 if family == SWIN else 2,
         "fusion_norm_eps": 1e-5 if family == SWIN else 1e-12,
         "tie_word_embeddings": family == SWIN,
-        **fusion,
-        **backbone,
+        **_stacks(family, weights, f"{text}.encoder.layer"),
+        **backbone.settings,
         **_heads(weights, hidden),
     }
     if "temp" in weights:
         settings["temperature"] = float(weights["temp"])  # exact: float32 in a float64
-        if not settings["temperature"] > 0:
+        if not 0 < settings["temperature"] < math.inf:
             raise ValueError(f"temp is {settings['temperature']:.3g}, which no temperature is; fetch it again")
+    _check_told(family, settings, told)
     return Geometry(Naming(family, CCLMConfig(**settings), bare), guessed)
+
+
+def _stacks(family: str, weights: Weights, prefix: str) -> dict[str, Any]:
+    """Text and fusion layers. Errors: ValueError where layers are left out."""
+    layers = layer_count(weights, prefix)
+    if family == X2VLM:
+        return {"text_layers": layers, "fusion_layers": layer_count(weights, "cross_encoder.encoder.layer")}
+    numbers = [layer for layer in range(layers) if f"{prefix}.{layer}.crossattention.self.query.weight" in weights]
+    crossed = layer_count(weights, prefix, "crossattention.", first=min(numbers))
+    found: dict[str, Any] = {"text_layers": layers - crossed, "fusion_layers": crossed}
+    if _interleaved(weights, prefix, layers - crossed, layers):
+        found |= {"fusion_layers": crossed // 2, "images_per_text": 2, "several_images": "interleaved"}
+    if not is_half(found["text_layers"], found["fusion_layers"]):
+        raise ValueError(
+            f"it has {found['text_layers']} text and {found['fusion_layers']} fusion layers, but those of {family} are "
+            "the halves of one stack; fetch it again"
+        )
+    return found
+
+
+def is_half(text_layers: int, fusion_layers: int) -> bool:
+    """Whether CCLM-3M/4M cuts a stack of so many layers there: at its half (reference/cclm.md 1.4)."""
+    return text_layers == (text_layers + fusion_layers) // 2
+
+
+def _check_told(family: str, settings: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+    """Errors: ValueError where the file's own configuration is of another model than its tensors."""
+    found = {
+        "text_num_hidden_layers": settings["text_layers"] + (settings["fusion_layers"] if family == SWIN else 0),
+        "cross_num_hidden_layers": settings["fusion_layers"] if family == X2VLM else 0,
+        "embed_dim": settings["embedding_size"],
+        "image_res": settings["image_size"],
+    }
+    for name, value in found.items():
+        if value and isinstance(told.get(name, value), int) and told.get(name, value) != value:
+            raise ValueError(f"its config says {name} {told[name]}, its tensors {value}; fetch it again")
 
 
 def _text_heads(told: Mapping[str, Any], hidden: int) -> int | None:
@@ -246,11 +345,6 @@ def _text_heads(told: Mapping[str, Any], hidden: int) -> int | None:
     published = {"xlm-roberta-base": (768, 12), "xlm-roberta-large": (1024, 16)}
     width, heads = published.get(str(told.get("text_encoder")).rstrip("/").rsplit("/", 1)[-1], (0, 0))
     return heads if width == hidden else None
-
-
-def _count(weights: Weights, prefix: str, suffix: str = ".attention.self.query.weight") -> int:
-    pattern = re.compile(rf"{re.escape(prefix)}\.(\d+){re.escape(suffix)}")
-    return len({found[1] for name in weights if (found := pattern.fullmatch(name))})
 
 
 def _interleaved(weights: Weights, prefix: str, first: int, last: int) -> bool:
@@ -281,81 +375,5 @@ def _heads(weights: Weights, hidden: int) -> dict[str, Any]:
         if weights["cls_head.0.weight"].shape[1] == 2 * hidden:
             found |= {"images_per_text": 2, "several_images": "apart"}
     if "answer" in heads:
-        found["answer_layers"] = _count(weights, "text_decoder.bert.encoder.layer")
+        found["answer_layers"] = layer_count(weights, "text_decoder.bert.encoder.layer")
     return found
-
-
-def swin_settings(
-    weights: Weights, tables: Weights, told: Mapping[str, Any] | None = None
-) -> tuple[dict[str, Any], int]:
-    """Settings of a Swin of the original's names, and the text heads that go with it.
-
-    Its image size follows from `tables`, `told` or the windows: see `_swin_image_size`.
-    """
-    depths: list[int] = []
-    heads: list[int] = []
-    windows: list[int] = []
-    while blocks := _count(weights, f"layers.{len(depths)}.blocks", ".attn.qkv.weight"):
-        table = weights[f"layers.{len(depths)}.blocks.0.attn.relative_position_bias_table"]
-        windows.append(_window(table))
-        heads.append(table.shape[1])
-        depths.append(blocks)
-    patch = weights["patch_embed.proj.weight"]
-    options = {
-        "embed_dim": patch.shape[0],
-        "depths": depths,
-        "num_heads": heads,
-        "patch_size": patch.shape[2],
-        "window_size": windows[0],
-        "mlp_ratio": weights["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / patch.shape[0],
-        "drop_path_rate": 0.1,
-    }
-    size = _swin_image_size(windows, tables, told or {}, patch.shape[2])
-    found = {"backbone": "swin_base_patch4_window7_224", "backbone_options": options, "image_size": size}
-    return found, heads[-1] // 2
-
-
-def _swin_image_size(windows: list[int], tables: Weights, told: Mapping[str, Any], patch: int) -> int:
-    """Pixels of the images that a Swin with these windows, one for each stage, is for.
-
-    The attention mask of a stage, in `tables`, tells it; so does a window that had to shrink to its stage's map.
-    Otherwise `told` may say it, or else it is that at which windows fill the last stage, as in every published model.
-    """
-    for name, mask in tables.items():
-        if found := re.fullmatch(r"layers\.(\d+)\.blocks\.\d+\.attn_mask", name):
-            return math.isqrt(mask.shape[0] * mask.shape[1]) * 2 ** int(found[1]) * patch
-    shrunk = next((stage for stage, side in enumerate(windows) if side < windows[0]), None)
-    if shrunk is not None:
-        return windows[shrunk] * 2**shrunk * patch
-    size = told.get("image_res", told.get("image_size"))
-    return size if isinstance(size, int) and size > 0 else windows[-1] * 2 ** (len(windows) - 1) * patch
-
-
-def beit_settings(weights: Weights) -> tuple[dict[str, Any], int]:
-    """Settings of a BEiT-v2, and the text heads that go with it."""
-    patch = weights["patch_embed.proj.weight"]
-    table = weights["blocks.0.attn.relative_position_bias_table"]
-    options = {
-        "embed_dim": patch.shape[0],
-        "depth": _count(weights, "blocks", ".attn.qkv.weight"),
-        "num_heads": table.shape[1],
-        "patch_size": patch.shape[2],
-        "mlp_ratio": weights["blocks.0.mlp.fc1.weight"].shape[0] / patch.shape[0],
-        "drop_path_rate": 0.1,
-    }
-    size = _window(table[:-3]) * patch.shape[2]
-    return {"backbone": "beitv2_base_patch16_224", "backbone_options": options, "image_size": size}, table.shape[1]
-
-
-def image_width(settings: Mapping[str, Any]) -> int:
-    """The width of the states of a backbone with these settings; a Swin doubles it at every stage but its first."""
-    options = settings["backbone_options"]
-    return options["embed_dim"] * 2 ** (len(options.get("depths", [0])) - 1)
-
-
-def _window(table: Tensor) -> int:
-    """The side of the window that a relative-position table (R, H) is for."""
-    side = math.isqrt(len(table))
-    if side * side != len(table) or side % 2 == 0:
-        raise ValueError(f"a relative-position table has {len(table)} rows, of no square window; the file is damaged")
-    return (side + 1) // 2

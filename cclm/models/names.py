@@ -11,7 +11,7 @@ from pathlib import Path
 # What a pretrained folder consists of; other tokenizers than ours have more files than one.
 EXPORTED = (
     *("README.md", "config.json", "processor_config.json", "modules.json", "original.json", "choice.json"),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("original.safetensors", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt"),
 )

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from cclm.models.families import beit_settings, swin_settings
+from cclm.models.backbones import Backbone, beit_settings, is_buffer, swin_settings
+from cclm.models.families import bare_text
+from cclm.models.weights import Weights
 
-Weights = Mapping[str, Tensor]
+_Value = TypeVar("_Value")
 
 # transformers' names, of version 5 and before -> timm's. Queries, keys and values are joined afterwards.
 _TRANSFORMERS = (
@@ -30,13 +33,16 @@ _TRANSFORMERS = (
     (r"attention\.output\.dense\.|attention\.o_proj\.", "attn.proj."),
     (r"attention\.(?:self|attention)\.(query|key|value)\.", r"attn.\1."),
     (r"attention\.([qkv])_proj\.", r"attn.\1."),
-    (r"(?:attention\.)?(?:self\.|attention\.)?(?:relative_position_bias\.)?relative_position_bias_table", "attn.TABLE"),
-    (r"TABLE", "relative_position_bias_table"),
+    (
+        r"(?:attention\.)?(?:self\.|attention\.)?(?:relative_position_bias\.)?relative_position_(bias_table|index)",
+        r"attn.relative_position_\1",
+    ),
     (r"intermediate\.dense\.", "mlp.fc1."),
     (r"(?<=\d\.)output\.dense\.", "mlp.fc2."),
     (r"^layernorm\.", "norm."),
     (r"^pooler\.layernorm\.", "fc_norm."),
 )
+_MASKED = re.compile(r"(.*\.)?mask_token|lm_head\..*|decoder\.0\..*")
 _JOINED = re.compile(r"(.*\.attn)\.(?:q|query)\.weight")
 
 
@@ -49,34 +55,51 @@ def is_image(weights: Weights) -> bool:
 
 def is_text(weights: Weights) -> bool:
     """Whether these are XLM-R's alone."""
-    return any(re.fullmatch(r"(?:roberta\.|bert\.)?embeddings\.word_embeddings\.weight", name) for name in weights)
+    return any(bare_text(name) == "embeddings.word_embeddings.weight" for name in weights)
 
 
-def image_weights(weights: Weights, told: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The same under timm's names, and the settings of CCLMConfig for such a backbone. Tables of indices are left out.
+@dataclass(frozen=True)
+class ImageWeights:
+    """A backbone under timm's names, the names that each tensor has in its file, and the tables that it computes."""
+
+    tensors: dict[str, Tensor]
+    tables: dict[str, Tensor]
+    names: dict[str, list[str]]
+    backbone: Backbone
+
+
+def image_weights(weights: Weights, told: Mapping[str, Any]) -> ImageWeights:
+    """The same under timm's names, and what backbone they are of.
 
     `told`: the configuration beside them. Errors: ValueError where it is neither a Swin nor a BEiT with relative
     positions.
     """
+    if masked := [name for name in weights if _MASKED.fullmatch(name)]:
+        raise ValueError(
+            f"{masked[0]} is of a model that fills in masked images, which lacks the last norm; give one that was "
+            "trained further, to classify"
+        )
+    names = {name: [name] for name in weights}
+    named = dict(weights)
     if any("projection" in name or "q_proj" in name for name in weights):
-        weights = _joined({_renamed(name): value for name, value in weights.items()})
-    named = {name: v for name, v in weights.items() if not re.search(r"relative_position_index|attn_mask$", name)}
+        names = {_renamed(name): [name] for name in weights}
+        named = {_renamed(name): value for name, value in weights.items()}
+        _join(named, names)
+    if any(name.startswith("layers.") for name in named) and "layers.0.downsample.norm.weight" in named:
+        named, names = _counted_on(named), _counted_on(names)
+    tables = {name: value for name, value in named.items() if is_buffer(name)}
+    learned = {name: value for name, value in named.items() if name not in tables}
     if "blocks.0.attn.relative_position_bias_table" in named:
-        return named, beit_settings(named)[0]
+        return ImageWeights(learned, tables, names, beit_settings(learned))
     if "layers.0.blocks.0.attn.relative_position_bias_table" not in named:
         raise ValueError("the image weights are of no Swin or BEiT with relative positions; give such a file")
-    if "layers.0.downsample.norm.weight" not in named:  # timm counts downsampling to the stage after it
-        named = {re.sub(r"layers\.(\d+)\.downsample", _stage_before, name): value for name, value in named.items()}
-    settings = swin_settings(named, weights, told)[0]
-    return {re.sub(r"layers\.(\d+)\.downsample", _stage_after, name): value for name, value in named.items()}, settings
+    return ImageWeights(learned, tables, names, swin_settings(learned, tables, told))
 
 
-def _stage_before(found: re.Match[str]) -> str:
-    return f"layers.{int(found[1]) - 1}.downsample"
-
-
-def _stage_after(found: re.Match[str]) -> str:
-    return f"layers.{int(found[1]) + 1}.downsample"
+def _counted_on(named: dict[str, _Value]) -> dict[str, _Value]:
+    """timm counts downsampling to the stage after it, the original to the one before."""
+    pattern = r"(?<=^layers\.)\d+(?=\.downsample\.)"
+    return {re.sub(pattern, lambda stage: str(int(stage[0]) + 1), name): value for name, value in named.items()}
 
 
 def _renamed(name: str) -> str:
@@ -85,17 +108,21 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _joined(weights: Weights) -> dict[str, Tensor]:
-    """Queries, keys and values as one product; a BEiT's biases stay apart, as it has none for keys."""
-    joined = dict(weights)
-    for name in weights:
-        if found := _JOINED.fullmatch(name):
-            at, short = found[1], name.endswith(".q.weight")
-            names = ["q", "k", "v"] if short else ["query", "key", "value"]
-            joined[f"{at}.qkv.weight"] = torch.cat([joined.pop(f"{at}.{part}.weight") for part in names])
-            biases = [joined.pop(f"{at}.{part}.bias", None) for part in names]
-            if biases[1] is None:
-                joined |= {f"{at}.q_bias": biases[0], f"{at}.v_bias": biases[2]}
-            else:
-                joined[f"{at}.qkv.bias"] = torch.cat(biases)
-    return joined
+def _join(named: dict[str, Tensor], names: dict[str, list[str]]) -> None:
+    """Make queries, keys and values one product; a BEiT's biases stay apart, as it has none for keys."""
+    for name in list(named):
+        if not (found := _JOINED.fullmatch(name)):
+            continue
+        at, short = found[1], name.endswith(".q.weight")
+        parts = ["q", "k", "v"] if short else ["query", "key", "value"]
+        new = {"qkv.weight": [f"{part}.weight" for part in parts]}
+        if f"{at}.{parts[1]}.bias" in named:
+            new["qkv.bias"] = [f"{part}.bias" for part in parts]
+        else:
+            new |= {"q_bias": [f"{parts[0]}.bias"], "v_bias": [f"{parts[2]}.bias"]}
+        for target, sources in new.items():
+            sources = [f"{at}.{source}" for source in sources]
+            if missing := [source for source in sources if source not in named]:
+                raise ValueError(f"the image weights lack {missing[0]} beside {names[name][0]}; fetch the file again")
+            named[f"{at}.{target}"] = torch.cat([named.pop(source) for source in sources])
+            names[f"{at}.{target}"] = [theirs for source in sources for theirs in names.pop(source)]

@@ -8,6 +8,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,36 @@ from torch import Tensor
 
 from cclm.errors import first_line
 
+Weights = Mapping[str, Tensor]
+
 # Of a transformers or timm folder, whole or in parts.
 _NAMES = (
     *("model.safetensors", "pytorch_model.bin"),
     *("model.safetensors.index.json", "pytorch_model.bin.index.json"),
 )
 
+_PREFIX = "module."  # of the names that torch's distributed training writes
+
 
 @dataclass(frozen=True)
 class WeightFile:
-    """The tensors of a file, under which key it holds them ("": none), and the configuration that lies beside them."""
+    """The tensors of a file, under which key it holds them ("": none), and the configuration that goes with them.
+
+    `beside`: a config.json in the folder of a file of any name, which may be another's. `prefix`: what every name began
+    with, as those of distributed training do; it is taken off.
+    """
 
     path: Path
     tensors: dict[str, Tensor]
     key: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, Any] = field(default_factory=dict)
+    prefix: str = ""
+
+    def told(self, *kinds: str) -> dict[str, Any]:
+        """What configurations say, where they are of a model of one of these `kinds` or do not name theirs."""
+        found = [config for config in (self.beside, self.config) if config.get("model_type", kinds[0]) in kinds]
+        return {name: value for config in found for name, value in config.items()}
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -52,14 +68,17 @@ def read_file(path: str | Path, trust_pickle: bool = False) -> WeightFile:
         stored = _loaded(path, trust_pickle)
     except Exception as error:
         raise ValueError(_refusal(path, error)) from None
-    config, key = _config_of_folder(path), ""
+    beside, key = _config_beside(path), ""
+    config = beside if path.name in _NAMES else {}
     if isinstance(stored, dict):
         key = next((key for key in ("model", "state_dict", "module") if isinstance(stored.get(key), dict)), "")
         config = stored.get("config", config) if key else config
         stored = stored[key] if key else stored
     if not isinstance(stored, dict) or not stored or not all(isinstance(value, Tensor) for value in stored.values()):
         raise ValueError(f"{path} holds more than tensors, or none; export its state_dict as safetensors")
-    return WeightFile(path, dict(stored), key, config if isinstance(config, dict) else {})
+    prefix = _PREFIX if all(name.startswith(_PREFIX) for name in stored) else ""
+    tensors = {name.removeprefix(prefix): value for name, value in stored.items()}
+    return WeightFile(path, tensors, key, config if isinstance(config, dict) else {}, beside, prefix)
 
 
 def _refusal(path: Path, error: Exception) -> str:
@@ -80,14 +99,16 @@ def _refusal(path: Path, error: Exception) -> str:
     return f"{path} is cut, damaged or no weight file ({reason}); fetch it again"
 
 
-def _config_of_folder(path: Path) -> dict[str, Any]:
-    """What config.json says of weights that lie in a folder as transformers or timm write it."""
+def _config_beside(path: Path) -> dict[str, Any]:
+    """What a config.json says in the folder of `path`. Errors: ValueError where it must be of it, and is damaged."""
     beside = path.with_name("config.json")
-    if path.name not in _NAMES or not beside.is_file():
+    if not beside.is_file():
         return {}
     try:
         found = json.loads(beside.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        if path.name not in _NAMES:
+            return {}
         raise ValueError(f"{beside} is damaged ({error}); fetch it again") from None
     return found if isinstance(found, dict) else {}
 

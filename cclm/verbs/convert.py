@@ -70,7 +70,13 @@ def _forth(given: Namespace) -> None:
         write_card(partial, CardFacts(given.output.name, origin, converted.config))
     print(f"{given.output}: written")
     if processor is None:
-        print("it holds no tokenizer: add the model's own with --tokenizer (CCLM's is xlm-roberta-large)")
+        print(f"it holds no tokenizer: add the model's own with --tokenizer ({_published_tokenizer(converted)})")
+
+
+def _published_tokenizer(converted: Converted) -> str:
+    """XLM-R's are the same in all sizes; the name is that of the text layers."""
+    base = converted.config.position_offset and converted.config.hidden_size < 1024  # CCLM-X2VLM's
+    return "CCLM-X2VLM base's is xlm-roberta-base" if base else "CCLM's is xlm-roberta-large"
 
 
 def _check_apart(given: Namespace) -> None:
@@ -95,7 +101,7 @@ def account(converted: Converted, whole: bool) -> list[str]:
         lines.append(f"  resized: {converted.resized} relative-position tables")
     lines += [f"  guessed: {name} {why}" for name, why in converted.guessed.items()]
     if whole:
-        lines += [f"filled            {name}" for name in report.filled]
+        lines += [f"filled            {theirs} -> {ours}" for theirs, ours in report.taken]
         lines += [f"newly initialised {name}" for name in report.new]
         lines += [f"left over         {name}: {why}" for name, why in report.left_over.items()]
     elif report.new:

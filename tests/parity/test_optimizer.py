@@ -34,7 +34,7 @@ def groups(swin: Recorded) -> tuple[list[dict], Naming]:
         name.removeprefix("vision_encoder."): v for name, v in stored.items() if name.startswith("vision_encoder.")
     }
     layers = WeightFile(Path("xlm-roberta.pth"), language_model.state_dict())
-    _, model, report = start_model(WeightFile(Path("swin.pth"), image), layers, 4)
+    _, model, report, _ = start_model(WeightFile(Path("swin.pth"), image), layers, 4)
     named = dict(model.named_parameters())
     return parameter_groups(named, SETTINGS, set(report.new)), Naming(SWIN, model.config, bare=False)
 
