@@ -243,3 +243,4 @@ class Pair:
     languages: tuple[str | None, str]  # of context (None: an image) and target
     labels: dict[str, float] = field(default_factory=dict)  # of a statement
     part: Part | None = None  # of a region
+    flip: bool = False  # left and right of the image change places first

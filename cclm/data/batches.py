@@ -221,9 +221,8 @@ class BatchStream:
                 f"stream {self._name}: record {pair.key!r} has {len(slots)} images, one before it {self._each};"
                 " give records with other numbers of images streams of their own"
             )
-        return ImageRequest(
-            pair.key, slots, seed_of(self._settings.seed, "image", item.located.epoch, pair.key), pair.part
-        )
+        seed = seed_of(self._settings.seed, "image", item.located.epoch, pair.key)
+        return ImageRequest(pair.key, slots, seed, pair.part, pair.flip)
 
     def state_dict(self) -> dict[str, Any]:
         return {

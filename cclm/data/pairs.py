@@ -152,8 +152,21 @@ class CaptionCaption(Translation):
 class Statements(PairDrawer):
     """Context: the image, or all images of the record where it has several. Target: a statement, with its labels.
 
-    Every statement is one pair of every epoch, in a language drawn for it; their order is drawn too.
+    Every statement is one pair of every epoch, in a language drawn for it; their order is drawn too. `flip_unless`:
+    the image's left and right change places by even odds, but not where the statement or a label contains one of these
+    words ("left", "right"). Set processor.image.flip to 0 beside it, which flips whatever is said.
     """
+
+    def __init__(
+        self, languages: list[str] | None = None, temperature: float = 1.0, flip_unless: list[str] | None = None
+    ) -> None:
+        super().__init__(languages, temperature)
+        self.flip_unless = flip_unless
+
+    def _flip(self, said: Iterable[str], draw: random.Random) -> bool:
+        if self.flip_unless is None or draw.random() < 0.5:
+            return False
+        return not any(word in text.lower() for text in said for word in self.flip_unless)
 
     def draw(self, record: Record, draw: random.Random) -> list[Pair]:
         image = _image_of(record)
@@ -167,7 +180,8 @@ class Statements(PairDrawer):
             if self._accepts(languages, draw):
                 language = self._choose(languages, draw)
                 target = statement.texts[language]
-                pairs.append(Pair(record.key, context, target, (None, language), statement.labels))
+                flip = self._flip((target, *statement.labels), draw)
+                pairs.append(Pair(record.key, context, target, (None, language), statement.labels, flip=flip))
         return pairs
 
 

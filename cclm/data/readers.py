@@ -51,13 +51,14 @@ class Processor(Protocol):
 class ImageRequest:
     """What one pair of a batch sees: its image, all its images, or `part` of one.
 
-    `seed`: of the augmentation, a function of (seed, epoch, key).
+    `seed`: of the augmentation, a function of (seed, epoch, key). `flip`: left and right change places before it.
     """
 
     key: str
     slots: tuple[Slot, ...]
     seed: int
     part: Part | None = None
+    flip: bool = False
 
 
 class ImageBatch(Protocol):
@@ -145,7 +146,7 @@ class _PixelBatch:
         images = [open_image(read_slot(slot), self._size) for slot in request.slots]
         self._each = len(images)
         for image in images:
-            self._pixels.add(image, request.seed)
+            self._pixels.add(_mirrored(image) if request.flip else image, request.seed)
 
     def finish(self) -> ImageInput | ImagesInput:
         pixels = self._pixels.finish()
@@ -190,7 +191,11 @@ def _open_crop(data: bytes, part: Part, size: int) -> Image.Image:
     across, down = image.width / full_width, image.height / full_height  # below 1 where it was decoded smaller
     corners = (left * across, top * down, (left + width) * across, (top + height) * down)
     image = image.crop(tuple(map(round, corners)))
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if part.flip else image
+    return _mirrored(image) if part.flip else image
+
+
+def _mirrored(image: Image.Image) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 class CachedStates:
@@ -215,6 +220,8 @@ class _StateBatch:
         self._states: list[np.ndarray] = []
 
     def add(self, request: ImageRequest) -> None:
+        if request.flip:
+            raise ValueError("the state cache holds images as they are; leave flip_unless out, or set it to null")
         version = seed_of(request.seed, "version") % self._cache.versions if self._train else 0
         try:
             self._states.append(self._cache.get(request.key, version))
