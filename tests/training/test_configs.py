@@ -24,6 +24,8 @@ from tests.data.conftest import image_records
 from tests.models.test_convert_plain import english, xlm_roberta
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
+FINETUNE = CONFIGS.parent / "finetune"
+FEW_SHOT = FINETUNE / "few_shot.yaml"  # on top of another
 PUBLISHED = ("cclm_3m", "cclm_4m", "cclm_x2vlm_base", "cclm_x2vlm_large")
 Config = dict[str, Any]
 
@@ -93,11 +95,16 @@ def written(config: Config, folder: Path) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    sorted([*CONFIGS.glob("*.yaml"), *FINETUNE.glob("*.yaml")]),
+    ids=lambda file: f"{file.parent.name}-{file.stem}",
+)
 def test_every_config_parses(file: Path, capsys: pytest.CaptureFixture) -> None:
     """The real parser reads it, checks every key and type, resolves references, and prints what it understood."""
+    files = [FINETUNE / "xvnli.yaml", file] if file == FEW_SHOT else [file]
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", str(file), "--print_config"])
+        main(["fit", *(word for each in files for word in ("--config", str(each))), "--print_config"])
     understood = yaml.safe_load(capsys.readouterr().out)
     assert stop.value.code == 0
     root = understood["trainer"]["default_root_dir"]
@@ -196,6 +203,29 @@ def test_published_objectives(name: str) -> None:
         assert masks.pop("max_masks") == ((16 if small else 20) if "text" in stream else (10 if small else 12))
         assert masks == {"share": 0.4, "span_share": 0.2}
     assert ("region" in objectives) == (name != "cclm_3m")
+
+
+@pytest.mark.parametrize(
+    ("name", "items", "batch", "epochs"),
+    [
+        ("xvnli", 541_000, 128, 10),
+        ("xgqa_classify", 943_000, 128, 5),
+        ("xgqa_answer", 943_000, 128, 5),
+        ("marvl", 86_373, 128, 10),
+        ("marvl_x2vlm", 86_373, 128, 10),
+        ("retrieval", 29_000 * 5, 128, 10),
+        ("nlvr2_domain", 2_838_361, 1024, 2),
+    ],
+)
+def test_fine_tuning_lengths(name: str, items: int, batch: int, epochs: int) -> None:
+    """Steps of whole epochs, a tenth of them warm-up, batches shared out over the devices."""
+    config = yaml.safe_load((FINETUNE / f"{name}.yaml").read_text())
+    trainer, optimizer, data = config["trainer"], config["model"]["optimizer"], config["data"]
+    steps = math.ceil(items / batch)
+    (stream,) = data["streams"].values()
+    assert stream["batch_size"] * trainer["devices"] == batch
+    assert data["loader"]["steps_per_epoch"] == steps and trainer["max_steps"] == epochs * steps
+    assert optimizer["warmup_steps"] == epochs * steps // 10 and optimizer["lr"] == 3e-5
 
 
 def tiny(name: str, data: Path, folder: Path) -> Config:
