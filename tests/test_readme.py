@@ -6,6 +6,7 @@ import gzip
 import importlib
 import importlib.util
 import json
+import random
 import re
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -46,9 +48,9 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in [*lines, *inline] if line.strip()]
 
 
-def chain() -> list[list[str]]:
-    """What a reader runs on pictures of their own, in the order printed."""
-    section = README.split("## Your own pictures")[1].split("\n## ")[0]
+def chain(title: str = "Your own pictures") -> list[list[str]]:
+    """What a reader runs on pictures of their own, or in another section, in the order printed."""
+    section = README.split(f"## {title}")[1].split("\n## ")[0]
     lines = "".join(re.findall(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)).splitlines()
     return [shlex.split(line)[1:] for line in lines]
 
@@ -192,6 +194,13 @@ def picture(colour: str, place: int, size: int = 48) -> Image.Image:
     return image
 
 
+def names(number: int, count: int = 12) -> str:
+    """Words of three syllables, for a vocabulary of some size."""
+    draw = random.Random(number)
+    syllables = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
+    return " ".join("".join(draw.choices(syllables, k=3)) for _ in range(count))
+
+
 def draw_corpus(shared: Path) -> None:
     """30 pictures with captions, and sentences in five languages, in the form and under the names that README has."""
     photos = shared / "photos"
@@ -200,7 +209,7 @@ def draw_corpus(shared: Path) -> None:
     for number in range(30):
         colour, place = list(COLOURS)[number % 5], number // 5
         picture(colour, 3 * place).save(photos / f"p{number}.png")
-        captions = {"en": [f"a {colour} square number {place}", f"the square is {colour}"]}
+        captions = {"en": [f"a {colour} square number {place}", f"the square is {colour}", names(number)]}
         parallel = {language: f"{language} {COLOURS[colour]} {place}" for language in LANGUAGES}
         row = {"key": f"p{number}", "image": f"p{number}.png", "split": "dev" if number >= 18 else "train"}
         rows.append(json.dumps(row | {"captions": captions, "parallel": parallel}))
@@ -254,7 +263,7 @@ class TestChain:
             plain, reranked = ways["text_to_image"], ways["text_to_image_rerank"]
             assert plain["gallery"] == 12 and plain["chance"]["R@10"] == pytest.approx(100 * 10 / 12)
             assert plain["R@1"] < plain["R@10"] and reranked["R@1"] < reranked["R@10"]
-        assert report["languages"]["en"]["text_to_image"]["queries"] == 24
+        assert report["languages"]["en"]["text_to_image"]["queries"] == 36
         assert (project / "runs" / "photos" / "report.png").stat().st_size > 1000
 
     def test_search(self, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -270,8 +279,29 @@ class TestChain:
         monkeypatch.chdir(project)
         names: dict[str, Any] = {}
         exec(compile(next(b for b in blocks("python") if "CCLMModel" in b), "README.md", "exec"), names)
-        assert names["similarity"].shape == (3, 2) and names["similarity"].abs().max() <= 1.001
+        assert names["similarity"].shape == (3, 2) and abs(names["similarity"]).max() <= 1.001
         assert names["match"].shape == (3,) and ((names["match"] > 0) & (names["match"] < 1)).all()
+
+    def test_embeddings(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(project)
+        (command,) = chain("From Python")
+        main(command)
+        assert np.load("runs/photos/embeddings/img_emb/img_emb_0.npy").shape[0] > 12  # a row for each caption
+
+    def test_released_checkpoint(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Line by line on the recorded file."""
+        if not (oracle := ROOT.parent / "shared" / "oracle").is_dir():
+            pytest.skip("needs the recorded checkpoint beside the project")
+        (project.parent / "shared" / "oracle").symlink_to(oracle)
+        monkeypatch.chdir(project)
+        commands = chain("Use a released CCLM checkpoint")
+        for command in commands:
+            main(command)
+        source, target = (Path(commands[place][index]) for place, index in ((2, 1), (-1, 2)))
+        before, after = (torch.load(path, weights_only=True) for path in (source, target))
+        assert before["config"] == after["config"] and list(before["model"]) == list(after["model"])
+        assert all(torch.equal(value, after["model"][name]) for name, value in before["model"].items())
+        assert json.loads(Path("runs/released.json").read_text())["languages"]["en"]["text_to_image_rerank"]
 
     def test_transfer_reads_the_report(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

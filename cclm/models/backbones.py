@@ -55,7 +55,7 @@ def layer_count(weights: Weights, prefix: str, inner: str = "", first: int = 0) 
 def swin_settings(weights: Weights, tables: Weights, told: Mapping[str, Any] | None = None) -> Backbone:
     """A Swin of the original's names, or timm's. Its image size follows from `tables`, `told` or the windows.
 
-    Errors: ValueError where blocks are left out: half of them shift their windows, so that they come in pairs.
+    Half of a Swin's blocks shift their windows, so that they come in pairs: an odd number is taken, and pointed out.
     """
     depths: list[int] = []
     heads: list[int] = []
@@ -65,11 +65,6 @@ def swin_settings(weights: Weights, tables: Weights, told: Mapping[str, Any] | N
         windows.append(_window(table))
         heads.append(table.shape[1])
         depths.append(layer_count(weights, f"layers.{stage}.blocks"))
-        if depths[-1] % 2:
-            raise ValueError(
-                f"stage layers.{stage} has {depths[-1]} block(s), but a Swin's come in pairs, the second of which "
-                "shifts its windows; fetch the file again"
-            )
     patch = weights["patch_embed.proj.weight"]
     options = {
         "embed_dim": patch.shape[0],
@@ -81,6 +76,8 @@ def swin_settings(weights: Weights, tables: Weights, told: Mapping[str, Any] | N
         "drop_path_rate": 0.1,
     }
     size, guessed = _swin_image_size(windows, tables, told or {}, patch.shape[2]), {}
+    if any(depth % 2 for depth in depths):
+        guessed["depths"] = f"{depths}: a Swin's blocks come in pairs, so the last of a stage may be missing"
     if size is None:
         size = windows[-1] * 2 ** (len(windows) - 1) * patch.shape[2]
         guessed["image_size"] = f"{size}, at which windows fill the last stage, as published; neither tables nor a "
