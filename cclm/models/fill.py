@@ -100,13 +100,13 @@ def check_xlm_roberta(weights: Weights) -> int:
     head = any(name.startswith("lm_head.") for name in theirs)
     wanted = xlm_roberta_names(layers, head)
     either = {"lm_head.bias": "lm_head.decoder.bias"}
-    if missing := [name for name in wanted if name not in theirs and either.get(name) not in theirs]:
-        raise ValueError(f"the text weights lack {missing[0]}; fetch the file again")
     extra = r"embeddings\.position_ids|pooler\.dense\.(weight|bias)|lm_head\.decoder\.(weight|bias)"
     known = set(wanted)
     for bare, name in theirs.items():
         if bare not in known and not re.fullmatch(extra, bare):
             raise ValueError(f"the text weights hold {name}, which XLM-R has not; give XLM-R's own file")
+    if missing := [name for name in wanted if name not in theirs and either.get(name) not in theirs]:
+        raise ValueError(f"the text weights lack {missing[0]}; fetch the file again")
     return layers
 
 
