@@ -37,6 +37,8 @@ class Judge(Speller, Protocol):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> View: ...
 
+    def check_images(self, count: int) -> None: ...
+
     def readings(self, context: View) -> list[Memory]: ...
 
     def class_logits(self, target: View, readings: list[Memory]) -> Tensor: ...
@@ -99,6 +101,8 @@ def evaluate_statements(
     asked: dict[str, list[_Asked]] = defaultdict(list)
     done = 0
     for batch in batches(records, options.encoding.image_batch):
+        for count in {1 + len(record.others) for record in batch}:
+            model.check_images(count)
         with inference(model, options.encoding):
             view = views(batch)
             contexts = model.readings(view) if options.head == "classify" else [model.project(view)]
@@ -114,6 +118,9 @@ def evaluate_statements(
         raise ValueError(f"no statement in language {', '.join(missing)}; present: {', '.join(sorted(asked))}")
     if not asked:
         raise ValueError(f"none of {done} records holds a statement; build the data with a recipe that gives some")
+    if not any(item.wanted & set(options.labels) for items in asked.values() for item in items):
+        first = next(iter(next(iter(asked.values()))[0].wanted))
+        raise ValueError(f"no statement has a label of the model's, such as {options.labels[0]!r}; one has {first!r}")
     ordered = sorted(asked, key=lambda language: (language != "en", language))
     languages = {language: {WAY: _scores(asked[language], options)} for language in ordered}
     described = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -11,8 +12,8 @@ from typing import Self
 from cclm.storage import whole_file
 
 FILE = "choice.json"
-# Splits that a benchmark reports on; every file of MaRVL is one.
-_TEST = re.compile(r"(?:^|[-_])(?:test|marvl)", re.IGNORECASE)
+# Splits that a benchmark reports on; so is all of MaRVL but its few-shot files.
+_TEST = re.compile(r"(?:^|[-_])test|^marvl-[a-z]+$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ class Choice:
             raise ValueError(f"{path} is damaged ({error}); delete it, or export the model again") from None
 
 
-def is_test(shards: str) -> bool:
-    """Whether a split folder, a tar or a pattern in one, is a test split by its name."""
-    path = Path(shards)
-    return any(_TEST.search(name) for name in (path.name, path.parent.name if "." in path.name else ""))
+def is_test(tars: Iterable[str]) -> bool:
+    """Whether any of these files lies in a test split by its folder's name, whatever name or link led to it."""
+    return any(_TEST.search(Path(tar).resolve().parent.name) for tar in tars)

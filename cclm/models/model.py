@@ -183,6 +183,14 @@ class CCLMModel(Inference, PreTrainedModel):
         """Fused states (B, L, D) -> (B, 2); class 1 = the target and the context are two views of one thing."""
         return self._head("match")(fused[:, 0])
 
+    def check_images(self, count: int) -> None:
+        """Errors: ValueError where texts are about another number of images than the model was made for."""
+        if count != self.config.images_per_text:
+            raise ValueError(
+                f"the texts are about {count} image(s) each, the model reads {self.config.images_per_text}; set "
+                "network.config.images_per_text, or give other data"
+            )
+
     def readings(self, context: View) -> list[Memory]:
         """What the class head's fusions read: one memory, or one for each image where images stay apart."""
         apart = self.config.images_per_text // self.config.interleaved

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from cclm.models.config import CCLMConfig
 from cclm.objectives.base import Draft, EncodedPair, Objective
-from cclm.types import Labels, PairBatch, View
+from cclm.types import ImagesInput, Labels, PairBatch, View
 
 
 class Classification(Objective):
@@ -19,6 +19,8 @@ class Classification(Objective):
 
     def forward(self, pair: EncodedPair, draft: Draft | None = None, view: View | None = None) -> Tensor:
         labels = labels_of(pair.batch)
+        context = pair.batch.context
+        pair.model.check_images(context.pixel_values.shape[1] if isinstance(context, ImagesInput) else 1)
         logits = pair.model.class_logits(pair.target, pair.model.readings(pair.context))[labels.owner]  # (R, C)
         classes = torch.tensor(class_rows(labels.names, pair.model.config), device=logits.device)
         losses = F.cross_entropy(logits.float(), classes, reduction="none")

@@ -16,6 +16,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 
 from cclm.data.loader import StepBatch
+from cclm.data.shards import list_shards
 from cclm.errors import first_line
 from cclm.models.card import write_card
 from cclm.models.choice import Choice, is_test
@@ -149,7 +150,7 @@ class Export(pl.Callback):
                 f"export: best is {self.best}, no metric of a validation set that is run (sets: {there}); name one of "
                 "data.statements or data.validation"
             )
-        if is_test(sets[name].shards) and not self.choose_on_test:
+        if is_test(list_shards(sets[name].shards)) and not self.choose_on_test:
             raise ValueError(
                 f"export: best would choose the model on {sets[name].shards}, a test split; choose on a dev split, or "
                 "set choose_on_test: true, and every report will say so"
@@ -168,7 +169,7 @@ class Export(pl.Callback):
         if self._value is None or value > self._value:
             self._value = value
             data = trainer.datamodule.validation[self.best.split("/")[0]].shards
-            choice = Choice(self.best, self._value, trainer.global_step, data, is_test(data))
+            choice = Choice(self.best, self._value, trainer.global_step, data, is_test(list_shards(data)))
             self._write(trainer, system, self.folder, choice)
 
     def state_dict(self) -> dict[str, Any]:

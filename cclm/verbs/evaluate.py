@@ -44,7 +44,7 @@ def retrieval(given: Namespace) -> None:
         rerank_score=given.rerank_score,
         encoding=given.encoding,
     )
-    _report(given, lambda *inputs: evaluate_retrieval(*inputs, options))
+    _report(given, "text_to_image", lambda *inputs: evaluate_retrieval(*inputs, options))
 
 
 def statements_options(parser: ArgumentParser) -> None:
@@ -65,11 +65,21 @@ def statements(given: Namespace) -> None:
 
     def evaluate(model: CCLMModel, *inputs: Any) -> Report:
         head = given.head or next((name for name in ("classify", "answer") if name in model.config.heads), "classify")
-        chosen = labels or tuple(model.config.labels or ())
+        own = tuple(model.config.labels or ())
+        if (
+            head == "classify"
+            and labels
+            and (len(labels) != len(own) or (sorted(labels) == sorted(own) and labels != own))
+        ):
+            raise ValueError(
+                f"{given.labels}: {len(labels)} labels do not name the classifier's {len(own)} logits in their order; "
+                "leave --labels out"
+            )
+        chosen = labels or own
         options = StatementOptions(head, chosen, codes(given.languages), rank, encoding=given.encoding)
         return evaluate_statements(model, *inputs, options)
 
-    _report(given, evaluate)
+    _report(given, "statements", evaluate)
 
 
 def _add_common(parser: ArgumentParser) -> None:
@@ -82,7 +92,7 @@ def _add_common(parser: ArgumentParser) -> None:
     parser.add_argument("--encoding", type=EncodingOptions, default=EncodingOptions())
 
 
-def _report(given: Namespace, evaluate: Evaluate) -> None:
+def _report(given: Namespace, way: str, evaluate: Evaluate) -> None:
     """Everything that can be wrong is looked at before the work; then the report is written and shown."""
     from rich.console import Console
 
@@ -96,6 +106,8 @@ def _report(given: Namespace, evaluate: Evaluate) -> None:
 
     output = check_output(given.output)
     baseline = Report.read(given.baseline) if given.baseline else None
+    if baseline is not None and way not in baseline.directions():
+        raise ValueError(f"baseline {given.baseline} is a report of another kind; give one of the same verb")
     source = ModelSource.of(given.model)
     choice = Choice.read(given.model)
     check_languages(given.data, codes(given.languages))
