@@ -25,6 +25,7 @@ from cclm.models.names import EXPORTED, model_type
 from cclm.models.sentence import write_modules
 from cclm.storage import check_replaceable, whole_file, whole_folder
 from cclm.training.facts import card_facts
+from cclm.training.validation import LOGGED
 
 logger = logging.getLogger(__name__)
 
@@ -142,13 +143,24 @@ class Export(pl.Callback):
 
     def _check_best(self, trainer: pl.Trainer) -> None:
         """Errors: ValueError where `best` is measured on no validation set, or on a test split without leave."""
-        name = self.best.split("/")[0]
+        name, *_, metric = self.best.split("/")
         sets = trainer.datamodule.validation
+        if metric not in LOGGED:
+            near = difflib.get_close_matches(metric, LOGGED, 1)
+            raise ValueError(
+                f"export: best is {self.best}, but no set measures {metric!r}; name one of {', '.join(LOGGED)}"
+                + (f" (did you mean {near[0]}?)" if near else "")
+            )
         if name not in sets or trainer.limit_val_batches == 0:
             there = ", ".join(sets) or "none"
             raise ValueError(
                 f"export: best is {self.best}, no metric of a validation set that is run (sets: {there}); name one of "
                 "data.statements or data.validation"
+            )
+        spoken = sets[name].languages
+        if spoken and not any(f"/{language}/" in self.best for language in (*spoken, "others")):
+            raise ValueError(
+                f"export: best is {self.best}, but the set {name} measures {', '.join(spoken)} alone; add the language"
             )
         if is_test(list_shards(sets[name].shards)) and not self.choose_on_test:
             raise ValueError(

@@ -97,6 +97,12 @@ class ComputeSettings:
 
 def _changed(model: CCLMModel, changes: dict[str, Any]) -> tuple[CCLMModel, set[str]]:
     config = adapted_config(model.config, changes)
+    known, wanted = model.config.labels or [], config.labels or []
+    if "classify" in model.config.heads and known != wanted and sorted(known) == sorted(wanted):
+        raise ValueError(
+            f"network.labels are those of the pretrained folder in another order ({', '.join(known[:3])} ..); its head "
+            "would mean others by them: list them in its order, or leave them out"
+        )
     if config.to_dict() == model.config.to_dict():
         return model, set()
     weights, report = adapted(model.state_dict(), model.config, config)

@@ -149,6 +149,37 @@ def test_a_test_split_chooses_only_if_asked(clone: Bench, capsys: pytest.Capture
     assert "A TEST SPLIT" in Path("runs/on_test/pretrained/README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"best": "xvnli_dev/en/statements/acuracy"}, "measures 'acuracy'; name one of .* (did you mean accuracy?)"),
+        ({"best": "xvnli_dev/fr/statements/accuracy"}, "the set xvnli_dev measures en alone"),
+    ],
+)
+def test_a_metric_that_nothing_measures_is_told_at_once(
+    clone: Bench, capsys: pytest.CaptureFixture, changes: dict[str, str], message: str
+) -> None:
+    clone.prepare("xvnli")
+    export = {"folder": "runs/typo/pretrained"} | changes
+    callbacks = [{"class_path": "cclm.training.callbacks.Export", "init_args": export}]
+    with pytest.raises(SystemExit):
+        clone.fit("xvnli", steps=2, trainer__callbacks=callbacks)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(message.replace("(", r"\(").replace("?)", r"\?\)"), error)
+    assert not Path("runs/typo").exists()
+
+
+def test_labels_in_another_order_are_refused(clone: Bench, capsys: pytest.CaptureFixture) -> None:
+    """Over a head that knows them in its own order, every class would change its meaning."""
+    clone.prepare("xvnli")
+    start(clone, "cclm_3m_384")
+    clone.fit("xvnli", steps=2)
+    mixed = {"pretrained": "runs/xvnli/pretrained", "labels": ["neutral", "contradiction", "entailment"]}
+    with pytest.raises(SystemExit):
+        clone.fit("xvnli", steps=2, **{f"model__network__{name}": value for name, value in mixed.items()})
+    assert "in another order (contradiction, entailment, neutral ..)" in capsys.readouterr().err
+
+
 def test_the_best_step_is_kept_not_the_last(clone: Bench) -> None:
     """Of a run whose model is ruined before the last of three validations."""
     clone.prepare("xvnli")
