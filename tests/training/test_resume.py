@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,9 @@ def start(config: Config, file: Path, *arguments: str, stderr: int | None = None
     command = [sys.executable, "-c", "from cclm.cli import main; main()", "fit", "--config", str(file), *arguments]
     root = str(Path(__file__).resolve().parents[2])  # where the config's recorder is found
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    return subprocess.Popen(command, cwd=root, env=environment, stderr=stderr)
+    # A suite that a script runs in the background inherits a SIGINT that is ignored, and hands it on.
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, cwd=root, env=environment, stderr=stderr, preexec_fn=heard)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
