@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any, Self, TypeAlias
 
+from cclm.data.image_ids import photo_number
 from cclm.data.records import IMAGE_SUFFIXES, MEMBER_BYTES, image_suffix
 from cclm.errors import SampleError
 from cclm.images import check_header
@@ -149,9 +150,14 @@ def composed(path: str) -> str:
 
 @dataclass
 class Images:
-    """Image files by bare name or by the end of their path, wherever they lie: a folder, its subfolders, zips."""
+    """Image files by bare name or by the end of their path, wherever they lie: a folder, its subfolders, zips.
+
+    A photograph of Flickr or COCO is found by its number too: data sets name 1007129816.jpg what Flickr serves as
+    1007129816_e794419615.jpg.
+    """
 
     places: dict[str, list[tuple[str, Path | ZipMember]]] = field(default_factory=dict)  # by bare name
+    numbered: dict[str, Path | ZipMember] = field(default_factory=dict)  # by the photograph's number
 
     def add_folder(self, folder: Path) -> None:
         for path in sorted(folder.rglob("*")):
@@ -165,13 +171,15 @@ class Images:
         path = PurePosixPath(composed(name))
         if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES:
             self.places.setdefault(path.name, []).append((f"/{path}", place))
+            if number := photo_number(path.name):
+                self.numbered.setdefault(number, place)
 
     def _find(self, name: str) -> Path | ZipMember | None:
-        """The file of this path, or else the first whose path ends so."""
+        """The file of this path, or else the first whose path ends so, or else of the same photograph."""
         end = "/" + composed(name).lstrip("/")
         places = self.places.get(end.rpartition("/")[2], [])
         matching = [(path != end, place) for path, place in places if path.endswith(end)]
-        return min(matching, key=lambda match: match[0])[1] if matching else None
+        return min(matching, key=lambda match: match[0])[1] if matching else self.numbered.get(photo_number(end))
 
     def __contains__(self, name: str) -> bool:
         return self._find(name) is not None

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cclm.data.image_ids import photo_number
 from cclm.data.raw import open_images, read_json_items, read_json_members
 from cclm.errors import SampleError
 
@@ -75,3 +76,40 @@ def test_images_are_found_by_the_end_of_their_path(tmp_path: Path) -> None:
             assert absent not in images
             with pytest.raises(SampleError, match="image missing"):
                 images.read(absent)
+
+
+def test_a_photograph_is_found_by_its_number(tmp_path: Path) -> None:
+    flickr, coco, other = map(png, ("red", "green", "blue"))
+    (tmp_path / "1007320043_627395c3d8.png").write_bytes(flickr)
+    (tmp_path / "left_000000391895.png").write_bytes(other)
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.writestr("val2017/000000391895.png", coco)
+    with open_images(tmp_path) as images:
+        assert images.read("1007320043.jpg") == images.read("flickr30k/1007320043_627395c3d8_b.jpg") == flickr
+        assert images.read("COCO_val2014_000000391895.jpg") == images.read("000000391895.jpg") == coco
+        assert images.read("left_000000391895.png") == other
+        for absent in ("1007320044.jpg", "right_000000391895.png", "COCO_val2014_000000391896.jpg", "n391895.jpg"):
+            assert absent not in images
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("1007129816.jpg", "1007129816"),
+        ("flickr30k/1007129816_e794419615.webp", "1007129816"),
+        ("11832916064_229e7bd246_b.jpg", "11832916064"),
+        ("36979", "36979"),
+        ("COCO_train2014_000000117071.jpg#367178", "coco-117071"),
+        ("val2014_COCO_val2014_000000391895", "coco-391895"),
+        ("coco-COCO_val2014_000000391895", "coco-391895"),
+        ("coco-000000391895", "coco-391895"),
+        ("val2017/000000391895.jpg", "coco-391895"),
+        ("n161313.jpg", ""),
+        ("39-Panci/39-11.jpg", ""),
+        ("wit-test_3", ""),
+        ("dev-850-0-img0.png", ""),
+        ("1007129816_front.jpg", ""),
+    ],
+)
+def test_the_number_of_a_photograph(name: str, number: str) -> None:
+    assert photo_number(name) == number
