@@ -75,9 +75,12 @@ def read_file(path: Path) -> Iterator[Row]:
     return parsed(path, rows_of(path), parse)
 
 
-def records(source: Path) -> Iterator[tuple[str, Record]]:
-    """Yield (split, record), a record per image. Rows without caption or image are left out, counted and logged."""
+def records(source: Path, *, images: str = "") -> Iterator[tuple[str, Record]]:
+    """Yield (split, record), a record per image. Rows without caption or image are left out, counted and logged.
+
+    `images`: the folder of the pictures, where it is another than `source`.
+    """
     files = annotation_files(source, "*.json", "*.jsonl")
     if not files:
         raise ValueError(f"captions: {source} holds no .json or .jsonl: see the recipe's docstring for what it reads")
-    yield from gather(source, (row for path in files for row in read_file(path)), by_name=True)
+    yield from gather(source, (row for path in files for row in read_file(path)), images, by_name=True)

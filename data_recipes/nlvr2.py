@@ -87,6 +87,9 @@ def read_rows(source: Path) -> Iterator[Row]:
         raise ValueError(f"nlvr2: {source} has no file like dev.json, test.jsonl or marvl-id.jsonl")
 
 
-def records(source: Path) -> Iterator[tuple[str, Record]]:
-    """Yield (split, record), a record per pair of pictures. Rows without label, text or pictures are left out."""
-    yield from gather(source, read_rows(source))
+def records(source: Path, *, images: str = "") -> Iterator[tuple[str, Record]]:
+    """Yield (split, record), a record per pair of pictures. Rows without label, text or pictures are left out.
+
+    `images`: the folder of the pictures, where it is another than `source`.
+    """
+    yield from gather(source, read_rows(source), images)

@@ -58,8 +58,11 @@ def read_file(path: Path, split: str, language: str) -> Iterator[Row]:
     return parsed(path, json_rows(path), parse)
 
 
-def records(source: Path) -> Iterator[tuple[str, Record]]:
-    """Yield (split, record), a record per picture. Rows without answer, text or picture are left out and counted."""
+def records(source: Path, *, images: str = "") -> Iterator[tuple[str, Record]]:
+    """Yield (split, record), a record per picture. Rows without answer, text or picture are left out and counted.
+
+    `images`: the folder of the pictures, where it is another than `source`.
+    """
     files = []
     for path in annotation_files(source, "*.json"):
         name = FEW_SHOT.fullmatch(path.as_posix()) or OTHERS.fullmatch(path.as_posix())
@@ -67,4 +70,4 @@ def records(source: Path) -> Iterator[tuple[str, Record]]:
             files.append((path, name["split"].removesuffix("id"), name["language"] or "en"))
     if not files:
         raise ValueError(f"xgqa: {source} has none of the question files of GQA or xGQA: see the recipe's docstring")
-    yield from gather(source, (row for path, split, language in files for row in read_file(path, split, language)))
+    yield from gather(source, (row for path, *of in files for row in read_file(path, *of)), images)

@@ -49,8 +49,11 @@ def read_file(path: Path) -> Iterator[Row]:
     return parsed(path, json_lines(path), parse)
 
 
-def records(source: Path) -> Iterator[tuple[str, Record]]:
-    """Yield (split, record), a record per picture. Rows without label, text or picture are left out and counted."""
+def records(source: Path, *, images: str = "") -> Iterator[tuple[str, Record]]:
+    """Yield (split, record), a record per picture. Rows without label, text or picture are left out and counted.
+
+    `images`: the folder of the pictures, where it is another than `source`.
+    """
     files = [
         path
         for path in annotation_files(source, "*.jsonl")
@@ -58,4 +61,4 @@ def records(source: Path) -> Iterator[tuple[str, Record]]:
     ]
     if not files:
         raise ValueError(f"xvnli: {source} has no <language>/test.jsonl or alike: give IGLUE's datasets/XVNLI")
-    yield from gather(source, (row for path in files for row in read_file(path)))
+    yield from gather(source, (row for path in files for row in read_file(path)), images)

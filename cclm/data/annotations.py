@@ -121,18 +121,18 @@ def _gather(source: Path, rows: Iterable[Row]) -> dict[tuple[str, str], _Gathere
     return found
 
 
-def gather(source: Path, rows: Iterable[Row], by_name: bool = False) -> Iterator[tuple[str, Record]]:
-    """Yield (split, record) in order of first mention, with the images below `source`.
+def gather(source: Path, rows: Iterable[Row], images: str = "", by_name: bool = False) -> Iterator[tuple[str, Record]]:
+    """Yield (split, record) in order of first mention, with the pictures below `images`, or else below `source`.
 
     Rows whose image is missing, damaged or too large are left out, counted and logged. `by_name`: where nothing
     lies at an image's path, look for its bare name; only for data whose names are unique.
     """
     found = _gather(source, rows)
-    with open_images(source) as images, Skipped(source) as skipped:
+    with open_images(Path(images) if images else source) as pictures, Skipped(source) as skipped:
         for (split, key), gathered in found.items():
             try:
                 image, *others = (
-                    images.read(PurePosixPath(name).name if by_name and name not in images else name)
+                    pictures.read(PurePosixPath(name).name if by_name and name not in pictures else name)
                     for name in gathered.images
                 )
             except SampleError as error:

@@ -152,8 +152,8 @@ def composed(path: str) -> str:
 class Images:
     """Image files by bare name or by the end of their path, wherever they lie: a folder, its subfolders, zips.
 
-    A photograph of Flickr or COCO is found by its number too: data sets name 1007129816.jpg what Flickr serves as
-    1007129816_e794419615.jpg.
+    A name without an ending finds a file of any. A photograph of Flickr or COCO is found by its number too: data sets
+    name 1007129816.jpg what Flickr serves as 1007129816_e794419615.jpg.
     """
 
     places: dict[str, list[tuple[str, Path | ZipMember]]] = field(default_factory=dict)  # by bare name
@@ -170,7 +170,8 @@ class Images:
     def _add(self, name: str, place: Path | ZipMember) -> None:
         path = PurePosixPath(composed(name))
         if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES:
-            self.places.setdefault(path.name, []).append((f"/{path}", place))
+            for found in (path, path.with_suffix("")):
+                self.places.setdefault(found.name, []).append((f"/{found}", place))
             if number := photo_number(path.name):
                 self.numbered.setdefault(number, place)
 

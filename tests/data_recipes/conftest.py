@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.evaluation.iglue.conftest import bundle as bundle
+
 # Data sets of the bundle that recipes read.
 MEMBERS = tuple(f"iglue/{name}/" for name in ("XVNLI", "xGQA", "gqa", "marvl", "nlvr2", "xFlickrCO", "flickr30k"))
 

@@ -40,9 +40,11 @@ def by_split(found: Iterator[tuple[str, Record]]) -> dict[str, list[Record]]:
     return splits
 
 
-def check_build(recipe: str, source: Path, output: Path, expected: dict[str, list[Record]]) -> None:
+def check_build(
+    recipe: str, source: Path, output: Path, expected: dict[str, list[Record]], options: dict[str, Any] | None = None
+) -> None:
     """What the recipe yields comes back from the shards that are built of it."""
-    build(recipe, source, output)
+    build(recipe, source, output, options)
     assert {path.name for path in output.iterdir()} == set(expected)
     for split, records in expected.items():
         assert list(read_records(output / split)) == records
