@@ -97,6 +97,11 @@ class Questions(TestSet):
     def ids(self) -> tuple[str, ...]:
         return tuple(question.id for question in self.questions)
 
+    @property
+    def textless(self) -> bool:
+        """Only the labels are at hand, not what is asked: predictions can be scored, but no model can make them."""
+        return not any(question.text for question in self.questions)
+
     def images(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for question in self.questions for name in question.images))
 

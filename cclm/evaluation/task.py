@@ -10,91 +10,20 @@ import importlib.util
 import pkgutil
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
-from cclm.data.annotations import json_lines, json_rows
 from cclm.data.build import nearest
-from cclm.data.records import parse_json
-from cclm.errors import SampleError
-from cclm.evaluation.items import Caption, Captions, Item, Question, Questions, TestSet
+from cclm.errors import first_line
+from cclm.evaluation.items import Caption, Captions, Item, Question, Questions, Sentence, Sentences, TestSet
 from cclm.evaluation.protocol import ClassificationProtocol, Protocol, RetrievalProtocol
+from cclm.evaluation.sources import DataFolder, Source
 
 TASKS = "cclm.evaluation.tasks"
 P = TypeVar("P", bound=Protocol)
 T = TypeVar("T", bound=Item)
-ReadRow: TypeAlias = Callable[[str, dict[str, Any]], Item | Iterable[Item]]  # place in the file, row
-
-
-@dataclass(frozen=True)
-class DataFolder:
-    """The folder that the benchmarks' files lie in: the bundle's own, or IGLUE's `datasets`."""
-
-    root: Path
-    _INSIDE: ClassVar[tuple[str, ...]] = ("", "iglue", "datasets")
-
-    def __post_init__(self) -> None:
-        if not self.root.is_dir():
-            raise ValueError(f"--data {self.root} is no folder; give the one that holds iglue/ or XVNLI/, xGQA/ ..")
-
-    def find(self, name: str) -> Path | None:
-        """The file of this name, where there is one."""
-        places = (self.root / inside / name for inside in self._INSIDE)
-        return next((place for place in places if place.is_file()), None)
-
-    def path(self, name: str) -> Path:
-        """Errors: ValueError naming the file that is missing."""
-        found = self.find(name)
-        if found is None:
-            raise ValueError(f"{self.root} has no {name}; `cclm iglue check --data {self.root}` tells what is there")
-        return found
-
-
-class Source(ABC):
-    """Where a split lies in one or several languages, and how it is read."""
-
-    languages: tuple[str, ...]
-
-    @abstractmethod
-    def files(self, language: str) -> tuple[str, ...]:
-        """The files that a language needs, below the data folder."""
-
-    @abstractmethod
-    def read(self, data: DataFolder, language: str) -> Iterator[Item]:
-        """Items in the order of the files. Errors: ValueError naming file and row."""
-
-
-@dataclass(frozen=True)
-class Rows(Source):
-    """One file of JSON lines, or one JSON list or object, per language: `path` holds {language}.
-
-    `row` gets the row's place (its key, in a JSON object) and the row; what it refuses with a SampleError ends the
-    reading, as a test set is whole or is none.
-    """
-
-    path: str
-    row: ReadRow
-    languages: tuple[str, ...]
-
-    def files(self, language: str) -> tuple[str, ...]:
-        return (self.path.format(language=language),)
-
-    def read(self, data: DataFolder, language: str) -> Iterator[Item]:
-        path = data.path(self.files(language)[0])
-        for place, given in (json_lines if path.suffix == ".jsonl" else json_rows)(path):
-            try:
-                row = parse_json(given) if isinstance(given, str) else given
-                if not isinstance(row, dict):
-                    raise SampleError("no JSON object")
-                found = self.row(place, row)
-            except SampleError as error:
-                raise ValueError(f"{path}, {place}: {error.reason}; fetch the file again") from None
-            if isinstance(found, Iterable):
-                yield from found
-            else:
-                yield found
 
 
 @dataclass(frozen=True)
@@ -112,7 +41,8 @@ class Task(ABC, Generic[P, T]):
     """`languages`: of the test, English first where it has it. `splits`: "test", "dev", "train", "train_<shots>", each
     also as "<split>_translated", which is another language's split in English (test) or the English one in another
     language (dev). `counts`: items that the test of a protocol must have, by language; another number is refused, as
-    the file is cut or of another version. `pictures`: whose, for the doctor.
+    the file is cut or of another version; "<protocol>_translated" where its translations have others. `sizes`: items
+    of other splits, the same in every language. `pictures`, `origin`: whose, and where files come from, for the doctor.
     """
 
     name: str
@@ -121,8 +51,20 @@ class Task(ABC, Generic[P, T]):
     splits: Mapping[str, Source]
     protocols: tuple[P, ...]
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # protocol -> language -> items
+    sizes: Mapping[str, int] = field(default_factory=dict)  # split -> items
     shots: Shots | None = None
     pictures: str = ""
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.protocols:
+            raise ValueError(f"task {self.name} has no protocol; give it one, as ..Protocol(name='official', about=..)")
+        for protocol in self.protocols:
+            if protocol.split not in self.splits:
+                raise ValueError(
+                    f"task {self.name}: protocol {protocol.name} scores split {protocol.split!r}, which has no source; "
+                    f"{nearest(protocol.split, list(self.splits))}"
+                )
 
     def protocol(self, name: str | None = None) -> P:
         """By name, the first without one. Errors: ValueError with the names there are."""
@@ -131,16 +73,35 @@ class Task(ABC, Generic[P, T]):
             raise ValueError(f"task {self.name} has no protocol {name!r}; {nearest(name, list(known))}")
         return known[name] if name is not None else self.protocols[0]
 
+    def tested(self, protocol: P) -> tuple[str, ...]:
+        """Languages that the protocol's split is there in."""
+        return tuple(self.splits[protocol.split].languages)
+
+    def averaged(self, protocol: P, few_shot: bool = False) -> tuple[str, ...]:
+        """Languages that count in the task's average: without English unless the protocol says otherwise.
+
+        `few_shot`: only those with few-shot sets, as every point of a curve must be of the same languages.
+        """
+        languages = [name for name in self.tested(protocol) if name != "en" or protocol.average_english]
+        if few_shot:
+            languages = [name for name in languages if self.shots is not None and name in self.shots.languages]
+        return tuple(languages)
+
+    def expected(self, protocol: P, language: str, translated: bool = False) -> int | None:
+        """Items that the test must have; None where nobody says."""
+        own = self.counts.get(protocol.name, {}).get(language)
+        return self.counts.get(f"{protocol.name}_translated", {}).get(language, own) if translated else own
+
     def source(self, split: str, language: str) -> Source:
         """Errors: ValueError for a split or a language that there is not."""
         if split not in self.splits:
             raise ValueError(f"task {self.name} has no split {split!r}; {nearest(split, list(self.splits))}")
-        source = self.splits[split]
-        if language not in source.languages:
+        found = self.splits[split]
+        if language not in found.languages:
             raise ValueError(
-                f"task {self.name} has no {split} in language {language!r}; {nearest(language, list(source.languages))}"
+                f"task {self.name} has no {split} in language {language!r}; {nearest(language, list(found.languages))}"
             )
-        return source
+        return found
 
     def items(self, data: DataFolder, language: str, split: str) -> list[T]:
         """All items of a split, as they stand in the files. Errors: ValueError, also for none, or ids that repeat."""
@@ -165,8 +126,8 @@ class Task(ABC, Generic[P, T]):
         """
         split = f"{protocol.split}_translated" if translated else protocol.split
         found = self.under(protocol, data, language, split)
-        wanted = self.counts.get(protocol.name, {}).get(language)
-        if whole and not translated and wanted not in (None, len(found)):
+        wanted = self.expected(protocol, language, translated)
+        if whole and wanted not in (None, len(found)):
             raise ValueError(
                 f"{self.name} in {language}: {len(found):,} items where protocol {protocol.name} has {wanted:,}; the "
                 "file is cut or of another version: fetch it again, or score it as it is with --partial"
@@ -180,10 +141,13 @@ class Task(ABC, Generic[P, T]):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationTask(Task[ClassificationProtocol, Question]):
-    """`labels` to choose among, or `label_file`: a JSON list of them."""
+    """`labels` to choose among, or `label_file`: a JSON list of them. `rest`: a split whose other ids a file of
+    predictions may hold too.
+    """
 
     labels: tuple[str, ...] = ()
     label_file: str = ""
+    rest: str = ""
 
     def known_labels(self, data: DataFolder) -> tuple[str, ...]:
         from cclm.models.labels import read_labels
@@ -192,22 +156,34 @@ class ClassificationTask(Task[ClassificationProtocol, Question]):
 
     def under(self, protocol: ClassificationProtocol, data: DataFolder, language: str, split: str) -> Questions:
         questions = self.items(data, language, split)
-        bare = sum(question.label is None for question in questions)
-        notes: tuple[str, ...] = ()
-        if bare and protocol.unlabelled == "wrong":
-            notes = (f"rows without a label of the task: {bare}, count as wrong",)
-        elif bare:
-            questions = [question for question in questions if question.label is not None]
-            notes = (f"rows without a label of the task: {bare}, left out",)
-        return Questions(
+        labels = self.known_labels(data)
+        notes = []
+        if bare := sum(question.label is None for question in questions):
+            if protocol.unlabelled == "wrong":
+                notes.append(f"rows without a label of the task: {bare}, count as wrong")
+            else:
+                questions = [question for question in questions if question.label is not None]
+                notes.append(f"rows without a label of the task: {bare}, left out")
+        if outside := sum(question.label not in (None, *labels) for question in questions):
+            notes.append(f"rows whose answer is none of the {len(labels):,} to choose among: {outside}, kept")
+        if protocol.match == "contains":
+            notes.append("an answer is right where it contains the label")
+        spared: set[str] = set()
+        if self.rest and split != self.rest:
+            spared = {question.id for question in self.items(data, language, self.rest)}
+        found = Questions(
             task=self.name,
             language=language,
             protocol=protocol,
             split=split,
-            notes=notes,
+            notes=tuple(notes),
             questions=tuple(questions),
-            labels=self.known_labels(data),
+            labels=labels,
+            spared=frozenset(spared - {question.id for question in questions}),
         )
+        if found.textless:
+            return replace(found, notes=(*notes, "no texts at hand: predictions can be scored, not made"))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,13 +199,7 @@ class RetrievalTask(Task[RetrievalProtocol, Caption]):
             kept = frozenset(gallery)
             captions = [caption for caption in captions if caption.image in kept]
         if protocol.captions is not None:
-            seen: Counter[str] = Counter()
-            first = []
-            for caption in captions:
-                seen[caption.image] += 1
-                if seen[caption.image] <= protocol.captions:
-                    first.append(caption)
-            captions = first
+            captions = first_of_each(captions, protocol.captions)
         if blank := sum(not caption.text.strip() for caption in captions):
             if protocol.blank == "kept":
                 notes.append(f"captions without text: {blank}, kept")
@@ -251,6 +221,29 @@ class RetrievalTask(Task[RetrievalProtocol, Caption]):
         )
 
 
+def first_of_each(captions: list[Caption], count: int) -> list[Caption]:
+    """The first so many captions of every image, in their order."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for caption in captions:
+        seen[caption.image] += 1
+        if seen[caption.image] <= count:
+            kept.append(caption)
+    return kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceTask(Task[Protocol, Sentence]):
+    """Sentences and their English translations, which find each other."""
+
+    def under(self, protocol: Protocol, data: DataFolder, language: str, split: str) -> Sentences:
+        sentences = tuple(self.items(data, language, split))
+        notes = (f"pairs: {len(sentences):,}; the English sentences differ from language to language",)
+        return Sentences(
+            task=self.name, language=language, protocol=protocol, split=split, notes=notes, sentences=sentences
+        )
+
+
 def names() -> list[str]:
     """Names of all tasks."""
     return sorted(found.name for found in pkgutil.iter_modules(importlib.import_module(TASKS).__path__))
@@ -268,12 +261,15 @@ def find(name: str) -> Task:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # whatever a user's file raises, they are told which file it is
+            raise ValueError(f"task file {name} does not run ({type(error).__name__}: {first_line(error)})") from error
     elif name in names():
         module = importlib.import_module(f"{TASKS}.{name}")
     else:
         raise ValueError(f"no task {name!r}; {nearest(name, names())}")
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
-        raise ValueError(f"{module.__file__} has no TASK that is a Task; see cclm/evaluation/tasks/xvnli.py")
+        raise ValueError(f"{module.__file__} has no TASK that is a Task; see README, Adding to it")
     return task

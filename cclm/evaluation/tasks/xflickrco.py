@@ -9,7 +9,8 @@ from cclm.data.annotations import text
 from cclm.errors import SampleError
 from cclm.evaluation.items import Caption
 from cclm.evaluation.protocol import RetrievalProtocol
-from cclm.evaluation.task import RetrievalTask, Rows, Shots
+from cclm.evaluation.sources import Rows
+from cclm.evaluation.task import RetrievalTask, Shots
 
 LANGUAGES = ("en", "de", "es", "id", "ja", "ru", "tr", "zh")
 OTHERS = LANGUAGES[1:]
@@ -35,6 +36,7 @@ TASK = RetrievalTask(
     about="captions of Flickr30K's and COCO's pictures, one each",
     languages=LANGUAGES,
     pictures="1,000 of Flickr30K, 1,000 of COCO val2014",
+    origin="datasets/xFlickrCO and datasets/flickr30k of e-bug/iglue",
     splits={
         "test": rows("xFlickrCO/annotations/{language}/test.jsonl", *LANGUAGES),
         "test_translated": rows("xFlickrCO/annotations_machine-translate/{language}/test_gmt.jsonl", *OTHERS),
@@ -47,6 +49,7 @@ TASK = RetrievalTask(
     }
     | {f"train_{shots}": rows(f"xFlickrCO/annotations/{{language}}/train_{shots}.jsonl", *OTHERS) for shots in EXAMPLES}
     | {f"train_{shots}": rows(f"xFlickrCO/annotations/{{language}}/train_{shots}.jsonl", "de", "ja") for shots in MANY},
+    sizes={"train": 145000, "dev": 5070, "dev_translated": 5070},
     shots=Shots(EXAMPLES, OTHERS),
     protocols=(
         RetrievalProtocol(name="official", about="IGLUE: all 2,000 images and captions, blank ones too"),

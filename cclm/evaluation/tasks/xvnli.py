@@ -7,7 +7,8 @@ from typing import Any
 from cclm.data.annotations import text
 from cclm.evaluation.items import Question
 from cclm.evaluation.protocol import ClassificationProtocol
-from cclm.evaluation.task import ClassificationTask, Rows, Shots
+from cclm.evaluation.sources import Rows
+from cclm.evaluation.task import ClassificationTask, Shots
 
 LABELS = ("contradiction", "neutral", "entailment")  # in the official order
 LANGUAGES = ("en", "ar", "es", "fr", "ru")
@@ -35,6 +36,7 @@ TASK = ClassificationTask(
     languages=LANGUAGES,
     labels=LABELS,
     pictures="Flickr30K",
+    origin="datasets/XVNLI of e-bug/iglue; train and dev in its train.jsonl.zip",
     splits={
         "test": rows("annotations/{language}/test.jsonl"),
         "test_translated": rows("annotations_machine-translate/{language}/test.jsonl", *LANGUAGES[1:]),
