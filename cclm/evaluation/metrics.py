@@ -1,4 +1,4 @@
-"""Exact retrieval metrics in bounded memory: ranks with ties, R@k, median rank, bootstrap intervals.
+"""Exact retrieval metrics in bounded memory: ranks of both directions with ties, R@k, median rank, intervals.
 
 Shapes: Q queries, G gallery items, E embedding, P (query, relevant item) entries, C candidates per query.
 
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 RECALLS = (1, 5, 10)
-BLOCK_SCORES = 2**24  # scores held at once: 64 MiB as float32, twice that while they are summed
-GALLERY_TILE = 2**14
+QUERY_TILE, GALLERY_TILE = 2**11, 2**12  # scores held at once: 64 MiB while they are summed, then 32
+PAIRS_AT_ONCE = 2**14
+DRAWS_AT_ONCE = 2**21  # of groups
 
 Array = Tensor | np.ndarray
 
@@ -68,6 +69,18 @@ class Relevance:
         """Relevant items per query, (Q,)."""
         return self.offsets.diff()
 
+    def queries(self) -> Tensor:
+        """The query of each entry, (P,)."""
+        return torch.repeat_interleave(self.counts())
+
+    def turned(self) -> Relevance:
+        """The other direction: which queries answer each gallery item that answers one, in the order of the gallery."""
+        counts = torch.bincount(self.items)
+        counts = counts[counts > 0]
+        return Relevance(
+            torch.cat([counts.new_zeros(1), counts.cumsum(0)]), self.queries()[self.items.argsort(stable=True)]
+        )
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -80,6 +93,16 @@ class Ranks:
 
     def __len__(self) -> int:
         return len(self.above)
+
+    def __getitem__(self, rows: Tensor) -> Ranks:
+        """Those of some queries, in the order of `rows`."""
+        return Ranks(self.above[rows], self.tied[rows], self.hits[rows], self.best[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Ranks]) -> Ranks:
+        """Queries of several searches, one after another."""
+        fields = ("above", "tied", "hits", "best")
+        return cls(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))
 
     def expected(self) -> Tensor:
         """Expected rank of the first hit, (Q,) float64, counted from 1."""
@@ -113,24 +136,73 @@ def checked_embeddings(embeddings: Array, name: str) -> Tensor:
     return tensor
 
 
-def score_blocks(queries: Tensor, gallery: Tensor, block_scores: int = BLOCK_SCORES) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first query, scores (q, G) float32), block after block; at most max(block_scores, G) scores at once.
+def tiles(queries: Tensor, gallery: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield (first query, first gallery item, scores (q, g) float32), tile after tile.
 
-    Sums are float64 and then rounded: equal pairs of vectors then get equal scores wherever they stand in a block,
+    Sums are float64 and then rounded: equal pairs of vectors then get equal scores wherever they stand in a tile,
     which a float32 product does not promise, so that duplicates are seen as the ties they are.
     """
-    size = max(1, block_scores // len(gallery))
-    for start in range(0, len(queries), size):
-        rows = queries[start : start + size].double()
-        scores = rows.new_empty(len(rows), len(gallery), dtype=torch.float32)
-        for left in range(0, len(gallery), GALLERY_TILE):
-            tile = gallery[left : left + GALLERY_TILE].double()
-            scores[:, left : left + len(tile)] = rows @ tile.T  # (q, g)
-        yield start, scores
+    for left in range(0, len(gallery), GALLERY_TILE):
+        columns = gallery[left : left + GALLERY_TILE].double().T
+        for start in range(0, len(queries), QUERY_TILE):
+            yield start, left, (queries[start : start + QUERY_TILE].double() @ columns).float()  # (q, g)
 
 
-def rank(queries: Array, gallery: Array, relevance: Relevance, block_scores: int = BLOCK_SCORES) -> Ranks:
-    """Rank of the best relevant item of every query by inner product; exact.
+@dataclass(frozen=True)
+class Found:
+    """One direction of a search: where the queries' relevant items stand, and the k best, best first."""
+
+    ranks: Ranks
+    scores: Tensor  # (Q, k) float32
+    rows: Tensor  # (Q, k) int64, of the gallery
+
+    def __getitem__(self, queries: Tensor) -> Found:
+        """Those of some queries, in the order of `queries`."""
+        return Found(self.ranks[queries], self.scores[queries], self.rows[queries])
+
+
+class _Side:
+    """What one direction has seen of the scores so far. `best` (Q,): of each query's relevant items."""
+
+    def __init__(self, best: Tensor, gallery: int, k: int) -> None:
+        self.best = best
+        self.above = torch.zeros_like(best, dtype=torch.int64)
+        self.tied = torch.zeros_like(self.above)
+        kept = (len(best), min(k, gallery))
+        self.scores = best.new_full(kept, -torch.inf)
+        self.rows = torch.zeros(kept, dtype=torch.int64, device=best.device)
+
+    def add(self, start: int, left: int, scores: Tensor) -> None:
+        """Scores (q, g) of the queries from `start` with the items from `left`."""
+        rows = slice(start, start + len(scores))
+        best = self.best[rows, None]
+        self.above[rows] += (scores > best).sum(1)
+        self.tied[rows] += (scores == best).sum(1)
+        if k := self.scores.shape[1]:
+            new = scores.topk(min(k, scores.shape[1]), dim=1)
+            both = torch.cat([self.scores[rows], new.values], dim=1)  # (q, up to 2k)
+            self.scores[rows], kept = both.topk(k, dim=1)
+            self.rows[rows] = torch.cat([self.rows[rows], new.indices + left], dim=1).gather(1, kept)
+
+    def found(self, hits: Tensor, queries: Tensor | slice) -> Found:
+        ranks = Ranks(*(found[queries].cpu() for found in (self.above, self.tied, hits, self.best)))
+        return Found(ranks, self.scores[queries].cpu(), self.rows[queries].cpu())
+
+
+def _pair_scores(queries: Tensor, gallery: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """Scores of relevant pairs, (P,) float32, summed and rounded like those of `tiles`."""
+    parts = [
+        (queries[query].double() * gallery[item].double()).sum(1).float()
+        for query, item in zip(*(rows.split(PAIRS_AT_ONCE) for rows in pairs), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def search(queries: Array, gallery: Array, relevance: Relevance, k: int = 0) -> tuple[Found, Found]:
+    """Ranks and the `k` best by inner product in both directions, in one pass over the scores; exact.
+
+    First the queries in the gallery; then the other way, those gallery items that answer a query among the queries, in
+    the order of the gallery (`relevance.turned()`). Of fewer items than `k` all are told.
 
     Errors: ValueError for embeddings that are empty, not finite or of different widths.
     """
@@ -139,27 +211,37 @@ def rank(queries: Array, gallery: Array, relevance: Relevance, block_scores: int
         raise ValueError(f"queries have width {queries.shape[1]}, the gallery {gallery.shape[1]}: not of one model")
     if len(relevance) != len(queries):
         raise ValueError(f"relevance is given for {len(relevance)} queries, embeddings for {len(queries)}")
-    parts = []
-    for start, scores in score_blocks(queries, gallery, block_scores):
-        offsets = relevance.offsets[start : start + len(scores) + 1]
-        items = relevance.items[offsets[0] : offsets[-1]].to(scores.device)
-        owners = torch.repeat_interleave(offsets.diff()).to(scores.device)
-        relevant = scores[owners, items]
-        best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, owners, relevant, "amax")
-        hits = torch.zeros_like(best, dtype=torch.int64).index_add(0, owners, (relevant == best[owners]).long())
-        above, tied = (scores > best[:, None]).sum(1), (scores == best[:, None]).sum(1)
-        parts.append(torch.stack([above, tied, hits]).cpu())
-        parts.append(best.cpu())
-    above, tied, hits = torch.cat(parts[0::2], dim=1)
-    return Ranks(above, tied, hits, torch.cat(parts[1::2]))
+    query, item = relevance.queries().to(queries.device), relevance.items.to(queries.device)
+    own = _pair_scores(queries, gallery, (query, item))
+    sides, hits = [], []
+    for rows, count, others in ((query, len(queries), len(gallery)), (item, len(gallery), len(queries))):
+        best = own.new_full((count,), -torch.inf).scatter_reduce(0, rows, own, "amax")
+        hits.append(torch.zeros_like(best, dtype=torch.int64).index_add(0, rows, (own == best[rows]).long()))
+        sides.append(_Side(best, others, k))
+    for start, left, scores in tiles(queries, gallery):
+        last = min(start + len(scores), len(relevance))
+        entries = slice(int(relevance.offsets[start]), int(relevance.offsets[last]))
+        here = (item[entries] >= left) & (item[entries] < left + scores.shape[1])
+        # A relevant pair has one score wherever it is looked at, so that it always ties with itself.
+        scores[query[entries][here] - start, item[entries][here] - left] = own[entries][here]
+        sides[0].add(start, left, scores)
+        sides[1].add(left, start, scores.T)
+    return sides[0].found(hits[0], slice(None)), sides[1].found(hits[1], torch.unique(item))
 
 
-def top(queries: Array, gallery: Array, k: int, block_scores: int = BLOCK_SCORES) -> tuple[Tensor, Tensor]:
+def rank(queries: Array, gallery: Array, relevance: Relevance) -> Ranks:
+    """Rank of the best relevant item of every query by inner product. Errors: as of `search`."""
+    return search(queries, gallery, relevance)[0].ranks
+
+
+def top(queries: Array, gallery: Array, k: int) -> tuple[Tensor, Tensor]:
     """Scores (Q, k) and gallery rows (Q, k) of the k best, best first."""
     queries, gallery = checked_embeddings(queries, "queries"), checked_embeddings(gallery, "gallery")
     assert 0 < k <= len(gallery)
-    parts = [scores.topk(k, dim=1) for _, scores in score_blocks(queries, gallery, block_scores)]
-    return torch.cat([part.values for part in parts]).cpu(), torch.cat([part.indices for part in parts]).cpu()
+    side = _Side(queries.new_zeros(len(queries), dtype=torch.float32), len(gallery), k)
+    for start, left, scores in tiles(queries, gallery):
+        side.add(start, left, scores)
+    return side.scores.cpu(), side.rows.cpu()
 
 
 def rerank(plain: Ranks, relevance: Relevance, candidates: tuple[Tensor, Tensor], matches: Tensor) -> Ranks:
@@ -205,31 +287,53 @@ def summarise(ranks: Ranks) -> dict[str, float]:
     return metrics
 
 
-def intervals(ranks: Ranks, groups: Tensor, draws: int, generator: np.random.Generator) -> dict[str, list[float]]:
+def intervals(
+    ranks: Ranks, groups: Tensor, draws: int, generator: np.random.Generator, weights: Tensor | None = None
+) -> dict[str, list[float]]:
     """Bootstrap 95 % interval (percentiles) of each recall and of their mean, in percent.
 
     Groups of queries are drawn with replacement, not single queries: captions of one image stand or fall together,
     and drawing them singly would make the interval too narrow. `groups` (Q,) int64; one query each gives the usual one.
+    `weights` (Q,): of the queries, all equal without them.
     """
-    _, group = torch.unique(groups, return_inverse=True)
+    weights = torch.ones(len(ranks), dtype=torch.float64) if weights is None else weights.double()
     values = torch.stack([*(100 * ranks.within(k) for k in RECALLS)], dim=1)
     values = torch.cat([values, values.mean(1, keepdim=True), torch.ones(len(ranks), 1)], dim=1)  # last: query count
-    sums = torch.zeros(int(group.max()) + 1, values.shape[1], dtype=torch.float64).index_add(0, group, values).numpy()
-    means = np.empty((draws, values.shape[1] - 1))
-    for draw in range(draws):
-        weights = np.bincount(generator.integers(len(sums), size=len(sums)), minlength=len(sums))
-        total = weights @ sums
-        means[draw] = total[:-1] / total[-1]
+    means = resampled_means((values * weights[:, None]).numpy(), groups.numpy(), draws, generator)
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     names = [*(f"R@{k}" for k in RECALLS), "mean_recall"]
     return {f"{name}_interval": [float(low[i]), float(high[i])] for i, name in enumerate(names)}
 
 
+def resampled_means(values: np.ndarray, groups: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
+    """Means (draws, V - 1) of values (N, V) over groups (N,) drawn with replacement; the last column holds weights."""
+    _, group = np.unique(groups, return_inverse=True)
+    sums = np.stack([np.bincount(group, column) for column in values.T], axis=1)  # (groups, V)
+    count = len(sums)
+    totals = np.empty((draws, values.shape[1]))
+    step = max(1, DRAWS_AT_ONCE // count)
+    for first in range(0, draws, step):
+        chosen = generator.integers(count, size=(min(step, draws - first), count))
+        cells = chosen + count * np.arange(len(chosen))[:, None]
+        times = np.bincount(cells.ravel(), minlength=chosen.size).reshape(chosen.shape)
+        totals[first : first + step] = times @ sums
+    return totals[:, :-1] / totals[:, -1:]
+
+
+def mean_rank_variance(ranks: Array) -> float:
+    """How much the rank of one thing differs between languages: ranks (languages, N), variance over the languages.
+
+    Of the population, averaged over the N; 0 where every language finds everything at the same place. After Nie et
+    al. 2024 (CCRK), for whom it tells what recall hides.
+    """
+    values = torch.as_tensor(ranks, dtype=torch.float64)
+    if values.ndim != 2 or len(values) < 2:
+        raise ValueError(f"ranks have shape {tuple(values.shape)}; give those of two languages or more, (languages, N)")
+    return float(values.var(dim=0, correction=0).mean())
+
+
 def share_interval(right: np.ndarray, groups: np.ndarray, draws: int, generator: np.random.Generator) -> list[float]:
     """Bootstrap 95 % interval of the share of `right` (N,) bool, in percent, drawing whole `groups` (N,)."""
-    _, group = np.unique(groups, return_inverse=True)
-    hits, sizes = np.bincount(group, right), np.bincount(group)
-    chosen = generator.integers(len(sizes), size=(draws, len(sizes)))
-    shares = 100 * hits[chosen].sum(1) / sizes[chosen].sum(1)
-    low, high = np.percentile(shares, [2.5, 97.5])
+    values = np.stack([100.0 * right, np.ones(len(right))], axis=1)
+    low, high = np.percentile(resampled_means(values, groups, draws, generator), [2.5, 97.5])
     return [float(low), float(high)]

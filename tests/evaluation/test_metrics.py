@@ -43,33 +43,48 @@ def test_ranks_equal_the_mean_over_all_orders_of_tied_items(seed: int) -> None:
             assert ranks.within(k)[query] == pytest.approx((orders <= k).mean(), abs=1e-9)
 
 
-@pytest.mark.parametrize("block", [1, 7, 64, 10_000])
-def test_blocks_do_not_change_ranks(block: int) -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 64), (64, 7), (10_000, 10_000)])
+def test_tiles_do_not_change_ranks_of_either_direction(
+    monkeypatch: pytest.MonkeyPatch, rows: int, columns: int
+) -> None:
+    monkeypatch.setattr(metrics, "QUERY_TILE", rows)
+    monkeypatch.setattr(metrics, "GALLERY_TILE", columns)
     generator = torch.Generator().manual_seed(0)
     queries, gallery = torch.randn(37, 8, generator=generator), torch.randn(29, 8, generator=generator)
     relevant = torch.randint(0, 29, (37,), generator=generator)
-    ranks = metrics.rank(queries.numpy(), gallery.numpy(), Relevance.of(relevant, 29), block_scores=block)
+    there, back = metrics.search(queries.numpy(), gallery.numpy(), Relevance.of(relevant, 29), k=5)
     scores = queries.double() @ gallery.double().T
     brute = (scores > scores.gather(1, relevant[:, None])).sum(1) + 1
-    assert torch.equal(ranks.expected(), brute.double())
-    best, rows = metrics.top(queries, gallery, 5, block_scores=block)
-    assert torch.equal(rows, scores.topk(5).indices) and torch.allclose(best, scores.topk(5).values.float())
+    assert torch.equal(there.ranks.expected(), brute.double())
+    assert torch.equal(there.rows, scores.topk(5).indices)
+    assert torch.equal(there.scores, scores.topk(5).values.float())
+    asked = torch.unique(relevant)
+    assert 0 < len(asked) < 29  # an item that answers nothing asks nothing
+    best = scores.T.masked_fill(relevant[None, :] != torch.arange(29)[:, None], -torch.inf).amax(1)[asked]
+    assert torch.equal(back.ranks.expected(), (scores.T[asked] > best[:, None]).sum(1) + 1.0)
+    assert torch.equal(back.rows, scores.T[asked].topk(5).indices)
+    assert torch.equal(metrics.top(queries, gallery, 5)[1], there.rows)
 
 
-@pytest.mark.parametrize(("budget", "largest"), [(1, 29), (100, 87), (10**6, 37 * 29)])
-def test_scores_in_memory_are_bounded(budget: int, largest: int) -> None:
-    blocks = list(metrics.score_blocks(torch.ones(37, 8), torch.ones(29, 8), budget))
-    assert max(scores.numel() for _, scores in blocks) == largest
-    assert sum(len(scores) for _, scores in blocks) == 37 and all(s.shape[1] == 29 for _, s in blocks)
-
-
-def test_gallery_tiles_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, gallery, relevant = tied_problem(3)
+@pytest.mark.parametrize("seed", range(6))
+def test_the_way_back_is_the_search_the_other_way_round(seed: int) -> None:
+    queries, gallery, relevant = tied_problem(seed)
     relevance = Relevance.of(relevant, len(gallery))
-    whole = metrics.rank(queries, gallery, relevance)
-    monkeypatch.setattr(metrics, "GALLERY_TILE", 4)
-    tiled = metrics.rank(queries, gallery, relevance)
-    assert torch.equal(whole.expected(), tiled.expected()) and torch.equal(whole.tied, tiled.tied)
+    _, back = metrics.search(queries, gallery, relevance)
+    asked = torch.unique(relevance.items)
+    turned = metrics.rank(gallery[asked], queries, relevance.turned())
+    for name in ("above", "tied", "hits", "best"):
+        assert torch.equal(getattr(back.ranks, name), getattr(turned, name))
+
+
+def test_scores_in_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "QUERY_TILE", 10)
+    monkeypatch.setattr(metrics, "GALLERY_TILE", 8)
+    seen = torch.zeros(37, 29)
+    for start, left, scores in metrics.tiles(torch.ones(37, 8), torch.ones(29, 8)):
+        assert scores.shape[0] <= 10 and scores.shape[1] <= 8
+        seen[start : start + len(scores), left : left + scores.shape[1]] += 1
+    assert bool((seen == 1).all())
 
 
 def test_duplicates_tie_wherever_they_stand() -> None:
@@ -77,7 +92,7 @@ def test_duplicates_tie_wherever_they_stand() -> None:
     original = torch.nn.functional.normalize(torch.randn(101, 67, generator=generator), dim=1)
     gallery = torch.cat([original, original.flip(0), original])
     queries = torch.nn.functional.normalize(torch.randn(50, 67, generator=generator), dim=1)
-    ranks = metrics.rank(queries, gallery, Relevance.of(torch.arange(50), len(gallery)), block_scores=1000)
+    ranks = metrics.rank(queries, gallery, Relevance.of(torch.arange(50), len(gallery)))
     assert torch.equal(ranks.tied, torch.full((50,), 3))
     assert torch.equal(ranks.above % 3, torch.zeros(50, dtype=torch.int64))
 
