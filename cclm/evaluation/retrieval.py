@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -24,14 +24,17 @@ from cclm.models.encoding import (
     EncodedTexts,
     EncodingOptions,
     Matcher,
+    MatchScore,
     Processor,
     encode_images,
     encode_texts,
-    match_logits,
+    match_scores,
 )
 from cclm.types import Encoder, Record
 
 logger = logging.getLogger(__name__)
+
+ScorePairs: TypeAlias = Callable[[Tensor], Tensor]
 
 TEXT_RULES = {
     "auto": "captions; parallel sentences for a language in which no image has a caption",
@@ -57,7 +60,7 @@ class RetrievalOptions:
     texts: Literal["auto", "captions", "parallel"] = "auto"
     rerank: int = 0
     rerank_similarity: float = 0.0
-    rerank_score: Literal["log_odds", "logit"] = "log_odds"
+    rerank_score: MatchScore = "log_odds"
     draws: int = 1000
     seed: int = 0
     encoding: EncodingOptions = field(default_factory=EncodingOptions)
@@ -164,7 +167,8 @@ def evaluate_retrieval(
             way.name: way.scores(rank, options.draws, options.seed) for way, rank in zip(both, ranks, strict=True)
         }
         if options.rerank:
-            for way, rank in zip(both, _rerank(model, images, encoded, both, ranks, options), strict=True):
+            score, weight = _matcher(model, images, encoded, options), options.rerank_similarity * model.scale().item()
+            for way, rank in zip(both, reranked(both, ranks, options.rerank, score, weight), strict=True):
                 scores[f"{way.name}_rerank"] = way.scores(rank, options.draws, options.seed)
         languages[language] = scores
     described = {
@@ -241,28 +245,24 @@ def _texts(records: list[Record], options: RetrievalOptions) -> dict[str, Langua
     return found
 
 
-def _rerank(
-    model: Matcher,
-    images: EncodedImages,
-    texts: EncodedTexts,
-    both: tuple[Direction, Direction],
-    ranks: list[Ranks],
-    options: RetrievalOptions,
+def reranked(
+    both: tuple[Direction, Direction], ranks: list[Ranks], count: int, score: ScorePairs, weight: float = 0.0
 ) -> list[Ranks]:
-    """New ranks for both directions; a pair that is a candidate in both is matched once."""
+    """New ranks for both directions once each query's `count` best are ordered by score + weight * similarity.
+
+    `score`: pairs (P, 2) of (image row, text row), all different -> (P,). A pair that is a candidate in both directions
+    is scored once.
+    """
     to_image, to_text = both
-    image_candidates = metrics.top(to_image.queries, to_image.gallery, min(options.rerank, len(to_image.gallery)))
-    text_candidates = metrics.top(to_text.queries, to_text.gallery, min(options.rerank, len(to_text.gallery)))
-    count = len(texts.rows)
+    image_candidates = metrics.top(to_image.queries, to_image.gallery, min(count, len(to_image.gallery)))
+    text_candidates = metrics.top(to_text.queries, to_text.gallery, min(count, len(to_text.gallery)))
+    texts = len(to_image.queries)
     wanted = [
-        image_candidates[1] * count + torch.arange(count)[:, None],  # (T, C) codes: image row * T + text row
-        to_text.images[:, None] * count + text_candidates[1],  # (Q, C)
+        image_candidates[1] * texts + torch.arange(texts)[:, None],  # (T, C) codes: image row * T + text row
+        to_text.images[:, None] * texts + text_candidates[1],  # (Q, C)
     ]
     codes = torch.unique(torch.cat([code.flatten() for code in wanted]))
-    pairs = torch.stack([codes // count, codes % count], dim=1)
-    logits = match_logits(model, images, texts, pairs, options.encoding)
-    scores = logits[:, 1] - logits[:, 0] if options.rerank_score == "log_odds" else logits[:, 1]
-    weight = options.rerank_similarity * model.scale().item()
+    scores = score(torch.stack([codes // texts, codes % texts], dim=1))
     candidates = (image_candidates, text_candidates)
     matches = [
         scores[torch.searchsorted(codes, code)] + weight * similarity
@@ -272,3 +272,10 @@ def _rerank(
         metrics.rerank(ranks[0], to_image.relevance, image_candidates, matches[0]),
         metrics.rerank(ranks[1], to_text.relevance, text_candidates, matches[1]),
     ]
+
+
+def _matcher(model: Matcher, images: EncodedImages, texts: EncodedTexts, options: RetrievalOptions) -> ScorePairs:
+    def score(pairs: Tensor) -> Tensor:
+        return match_scores(model, images, texts, pairs, options.encoding, options.rerank_score)
+
+    return score

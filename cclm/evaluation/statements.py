@@ -97,19 +97,18 @@ def evaluate_statements(
 
     Errors: ValueError where no record holds a statement, or none in a wanted language.
     """
-    spelt = _spelt(model, processor, options)
+    labeller = Labeller(model, processor, options)
     asked: dict[str, list[_Asked]] = defaultdict(list)
     done = 0
     for batch in batches(records, options.encoding.image_batch):
         for count in {1 + len(record.others) for record in batch}:
             model.check_images(count)
         with inference(model, options.encoding):
-            view = views(batch)
-            contexts = model.readings(view) if options.head == "classify" else [model.project(view)]
+            contexts = labeller.contexts(views(batch))
         for language, items in _by_language(batch, done, options.languages).items():
             texts = [text for _, text, _ in items]
             rows = torch.tensor([record - done for record, _, _ in items])
-            given = _answers(model, processor, texts, rows, contexts, options, spelt)
+            given = labeller.labels(texts, rows, contexts)
             asked[language] += [
                 _Asked(record, text, wanted, label) for (record, text, wanted), label in zip(items, given, strict=True)
             ]
@@ -130,13 +129,6 @@ def evaluate_statements(
     return Report(languages, described, _protocol(options), provenance)
 
 
-def _spelt(model: Judge, processor: Processor, options: StatementOptions) -> TextInput | None:
-    """The labels as tokens, for a head that spells; not cleaned, as in the original."""
-    if options.head == "classify":
-        return None
-    return processor.texts(list(options.labels), clean=False).to(next(model.parameters()).device)
-
-
 def _by_language(
     records: tuple[Record, ...], first: int, wanted: tuple[str, ...] | None
 ) -> dict[str, list[tuple[int, str, frozenset[str]]]]:
@@ -152,31 +144,39 @@ def _by_language(
     return found
 
 
-def _answers(
-    model: Judge,
-    processor: Processor,
-    texts: list[str],
-    rows: Tensor,
-    contexts: list[Memory],
-    options: StatementOptions,
-    spelt: TextInput | None,
-) -> list[str]:
-    """The label that the model gives to each text about the image in its row, in their order."""
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # so that little is padding
-    given = [""] * len(texts)
-    for chunk in _chunks(order, options.encoding.pair_batch):
-        with inference(model, options.encoding) as device:
-            tokens = processor.texts([texts[index] for index in chunk], options.encoding.max_tokens).to(device)
-            target = model.encode_text(tokens.input_ids, tokens.attention_mask)
-            read = [memory.select(rows[chunk].to(device)) for memory in contexts]
-            if spelt is None:
-                best = model.class_logits(target, read).argmax(1)
-            else:
-                question = model.project_question(model.fuse(target, read[0]), target)
-                best = rank_answers(model, spelt, question, options.rank)[0][:, 0]
-        for index, row in zip(chunk, best.tolist(), strict=True):
-            given[index] = options.labels[row]
-    return given
+class Labeller:
+    """Gives texts about images one of `options.labels`, in batches on the model's device."""
+
+    def __init__(self, model: Judge, processor: Processor, options: StatementOptions) -> None:
+        self.model, self.processor, self.options = model, processor, options
+        self.spelt: TextInput | None = None  # the labels, for a head that spells; not cleaned, as in the original
+        if options.head == "answer":
+            device = next(model.parameters()).device
+            self.spelt = processor.texts(list(options.labels), clean=False).to(device)
+
+    def contexts(self, view: View) -> list[Memory]:
+        """What the head's fusions read of encoded images."""
+        return self.model.readings(view) if self.spelt is None else [self.model.project(view)]
+
+    def labels(self, texts: list[str], rows: Tensor, contexts: list[Memory]) -> list[str]:
+        """The label of each text about the image in its row (T,) of `contexts`, in their order."""
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # so that little is padding
+        given = [""] * len(texts)
+        for chunk in _chunks(order, self.options.encoding.pair_batch):
+            with inference(self.model, self.options.encoding) as device:
+                best = self._best([texts[index] for index in chunk], rows[chunk].to(device), contexts)
+            for index, row in zip(chunk, best.tolist(), strict=True):
+                given[index] = self.options.labels[row]
+        return given
+
+    def _best(self, texts: list[str], rows: Tensor, contexts: list[Memory]) -> Tensor:
+        tokens = self.processor.texts(texts, self.options.encoding.max_tokens).to(rows.device)
+        target = self.model.encode_text(tokens.input_ids, tokens.attention_mask)
+        read = [memory.select(rows) for memory in contexts]
+        if self.spelt is None:
+            return self.model.class_logits(target, read).argmax(1)
+        question = self.model.project_question(self.model.fuse(target, read[0]), target)
+        return rank_answers(self.model, self.spelt, question, self.options.rank)[0][:, 0]
 
 
 def _chunks(order: list[int], size: int) -> Iterator[list[int]]:

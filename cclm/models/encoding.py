@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import islice, pairwise
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from PIL import Image
@@ -23,6 +23,7 @@ from cclm.types import Encoder, Memory, TextInput, View
 MATCH_IMAGES = 32
 
 Item = TypeVar("Item")
+MatchScore: TypeAlias = Literal["log_odds", "logit"]
 
 
 class Processor(Protocol):
@@ -184,14 +185,19 @@ def encode_texts(
 
 
 def match_scores(
-    model: Matcher, images: EncodedImages, texts: EncodedTexts, pairs: Tensor, options: EncodingOptions
+    model: Matcher,
+    images: EncodedImages,
+    texts: EncodedTexts,
+    pairs: Tensor,
+    options: EncodingOptions,
+    score: MatchScore = "log_odds",
 ) -> Tensor:
-    """Log-odds of a match for pairs (P, 2) of (image row, text row) -> (P,) float32.
+    """Log-odds of a match for pairs (P, 2) of (image row, text row) -> (P,) float32; or its logit, as the original has.
 
     Log-odds, not the probability: that saturates at 1 and would tie the best candidates.
     """
     logits = match_logits(model, images, texts, pairs, options)
-    return logits[:, 1] - logits[:, 0]
+    return logits[:, 1] - logits[:, 0] if score == "log_odds" else logits[:, 1]
 
 
 def match_logits(
