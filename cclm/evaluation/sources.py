@@ -33,9 +33,9 @@ class DataFolder:
             raise ValueError(f"--data {self.root} is no folder; give the one that holds iglue/ or XVNLI/, xGQA/ ..")
 
     def find(self, name: str) -> Path | None:
-        """The file of this name, where there is one."""
+        """The file of this name, or the folder if it ends in a slash, where there is one."""
         places = (self.root / inside / name for inside in self._INSIDE)
-        return next((place for place in places if place.is_file()), None)
+        return next((place for place in places if (place.is_dir() if name.endswith("/") else place.is_file())), None)
 
     def path(self, name: str) -> Path:
         """Errors: ValueError naming the file that is missing."""

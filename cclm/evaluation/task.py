@@ -10,18 +10,30 @@ import importlib.util
 import pkgutil
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from cclm.data.build import nearest
 from cclm.errors import first_line
-from cclm.evaluation.items import Caption, Captions, Item, Question, Questions, Sentence, Sentences, TestSet
+from cclm.evaluation.items import (
+    Caption,
+    Captions,
+    Item,
+    Picture,
+    Pictures,
+    Question,
+    Questions,
+    Sentence,
+    Sentences,
+    TestSet,
+)
 from cclm.evaluation.protocol import ClassificationProtocol, Protocol, RetrievalProtocol
 from cclm.evaluation.sources import DataFolder, Source
 
 TASKS = "cclm.evaluation.tasks"
+CURE = "the file is cut or of another version: fetch it again, or score it as it is with --partial"
 P = TypeVar("P", bound=Protocol)
 T = TypeVar("T", bound=Item)
 
@@ -129,8 +141,7 @@ class Task(ABC, Generic[P, T]):
         wanted = self.expected(protocol, language, translated)
         if whole and wanted not in (None, len(found)):
             raise ValueError(
-                f"{self.name} in {language}: {len(found):,} items where protocol {protocol.name} has {wanted:,}; the "
-                "file is cut or of another version: fetch it again, or score it as it is with --partial"
+                f"{self.name} in {language}: {len(found):,} items where protocol {protocol.name} has {wanted:,}; {CURE}"
             )
         return found
 
@@ -188,7 +199,21 @@ class ClassificationTask(Task[ClassificationProtocol, Question]):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalTask(Task[RetrievalProtocol, Caption]):
-    """Captions and the images they are about."""
+    """Captions and the images they are about. `galleries`: images that a protocol's test has, in any language."""
+
+    galleries: Mapping[str, int] = field(default_factory=dict)
+
+    def test_set(
+        self, data: DataFolder, language: str, protocol: RetrievalProtocol, translated: bool = False, whole: bool = True
+    ) -> TestSet:
+        found = super().test_set(data, language, protocol, translated, whole)
+        wanted, images = self.galleries.get(protocol.name), len(found.images())
+        if whole and wanted not in (None, images):
+            raise ValueError(
+                f"{self.name} in {language}: captions of {images:,} images where protocol {protocol.name} has "
+                f"{wanted:,}; {CURE}"
+            )
+        return found
 
     def under(self, protocol: RetrievalProtocol, data: DataFolder, language: str, split: str) -> Captions:
         captions = self.items(data, language, split)
@@ -241,6 +266,33 @@ class SentenceTask(Task[Protocol, Sentence]):
         notes = (f"pairs: {len(sentences):,}; the English sentences differ from language to language",)
         return Sentences(
             task=self.name, language=language, protocol=protocol, split=split, notes=notes, sentences=sentences
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureTask(Task[Protocol, Picture]):
+    """Pictures of classes. `names`: reads the names of the classes in a language; those without one are left out."""
+
+    names: Callable[[DataFolder, str], dict[str, tuple[str, ...]]]
+
+    def under(self, protocol: Protocol, data: DataFolder, language: str, split: str) -> Pictures:
+        names, every = self.names(data, language), self.items(data, language, split)
+        pictures = tuple(picture for picture in every if picture.label in names)
+        if bare := set(names) - {picture.label for picture in pictures}:
+            raise ValueError(
+                f"{self.name}: no picture of {len(bare):,} of the {len(names):,} classes named in {language}"
+            )
+        notes = (
+            f"classes named in {language}: {len(names):,}, {len(every) - len(pictures):,} pictures of others left out",
+        )
+        return Pictures(
+            task=self.name,
+            language=language,
+            protocol=protocol,
+            split=split,
+            notes=notes,
+            pictures=pictures,
+            names=names,
         )
 
 
