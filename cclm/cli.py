@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cclm.verbs import convert, embed, evaluate
+from cclm.verbs import convert, data, embed, evaluate
+from cclm.verbs.iglue import evaluate as iglue_evaluate
 from cclm.verbs.inputs import add_inputs, load
 
 if TYPE_CHECKING:
@@ -29,9 +30,12 @@ USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
   fit | validate | test --config FILE      train a model, or measure it as the config says
   data build RECIPE --source S --output O  raw data -> shards
   data check DIR                           verify shards: counts, checksums, every sample
+  data index DIR --output F | --check F    a folder of downloaded pictures: sizes, checksums, what is damaged
+  data leaks SHARDS --task T --data DIR    images and texts of a test that are in training shards
   data tokenizer --data DIRS --output O    train a tokenizer on the texts of shards
   evaluate retrieval --model M --data D    image-text retrieval per language: report.json, table, chart
   evaluate statements --model M --data D   labels or answers (XVNLI, xGQA, MaRVL ..): the same
+  iglue evaluate --model M --tasks T --data D   any model on the benchmarks' own files: IGLUE, Multi30K, COCO ..
   convert SOURCE OUT                       a released checkpoint -> a pretrained folder, and back (--to-original)
   embed --model M --source S --output O    embeddings of pictures, and captions, as numpy and parquet files
   index build --model M --data D --output O
@@ -214,12 +218,17 @@ def _listed(hits: list[Hit]) -> str:
 VERBS = {
     "data build": Verb("Raw data -> shards.", _build_options, _data_build),
     "data check": Verb("Verify a built dataset; names every bad shard.", _check_options, _data_check),
+    "data index": Verb("Pictures of a folder: checksums, sizes, damage.", data.index_options, data.index),
+    "data leaks": Verb("What of a benchmark's test is in training shards.", data.leaks_options, data.leaks),
     "data tokenizer": Verb("Train a tokenizer on the texts of shards.", _tokenizer_options, _data_tokenizer),
     "evaluate retrieval": Verb(
         "Image-text retrieval per language, both directions.", evaluate.retrieval_options, evaluate.retrieval
     ),
     "evaluate statements": Verb(
         "Labels or answers about images, per language.", evaluate.statements_options, evaluate.statements
+    ),
+    "iglue evaluate": Verb(
+        "A model of any kind on the tests of benchmark tasks.", iglue_evaluate.options, iglue_evaluate.run
     ),
     "convert": Verb("Released checkpoints to pretrained folders, and back.", convert.options, convert.run),
     "embed": Verb("Embeddings of pictures, and of captions, in clip-retrieval's layout.", embed.options, embed.run),

@@ -140,7 +140,7 @@ def check_image(image: bytes) -> tuple[int, int]:
     return check_header(image)
 
 
-ZipMember: TypeAlias = tuple[zipfile.ZipFile, zipfile.ZipInfo]
+Place: TypeAlias = Path | tuple[zipfile.ZipFile, zipfile.ZipInfo]
 
 
 def composed(path: str) -> str:
@@ -148,16 +148,41 @@ def composed(path: str) -> str:
     return unicodedata.normalize("NFC", PurePosixPath(path).as_posix())
 
 
+def read_place(place: Place) -> bytes:
+    """The bytes of an image file. Errors: SampleError where shards cannot hold it, or its zip is damaged."""
+    size = place.stat().st_size if isinstance(place, Path) else place[1].file_size
+    if size > MEMBER_BYTES:  # seen before it is unpacked
+        raise SampleError(f"image over {MEMBER_BYTES} bytes")
+    try:
+        image = place.read_bytes() if isinstance(place, Path) else place[0].read(place[1])
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError):
+        raise SampleError("image damaged in its zip") from None
+    check_image(image)
+    return image
+
+
+def _without_ending(path: str) -> str:
+    start, _, ending = path.rpartition(".")
+    return start if ending.lower() in IMAGE_SUFFIXES else path
+
+
+def _ending(places: dict[str, list[tuple[str, Place]]], end: str) -> list[Place]:
+    """The file of this path, then those whose path ends so."""
+    matching = [(path, place) for path, place in places.get(end.rpartition("/")[2], []) if path.endswith(end)]
+    return [place for _, place in sorted(matching, key=lambda found: found[0] != end)]
+
+
 @dataclass
 class Images:
     """Image files by bare name or by the end of their path, wherever they lie: a folder, its subfolders, zips.
 
-    A name without an ending finds a file of any. A photograph of Flickr or COCO is found by its number too: data sets
-    name 1007129816.jpg what Flickr serves as 1007129816_e794419615.jpg.
+    Where there is no file of a name, one in another format is found, with another ending; and a photograph of Flickr
+    or COCO by its number: data sets name 1007129816.jpg what Flickr serves as 1007129816_e794419615.jpg.
     """
 
-    places: dict[str, list[tuple[str, Path | ZipMember]]] = field(default_factory=dict)  # by bare name
-    numbered: dict[str, Path | ZipMember] = field(default_factory=dict)  # by the photograph's number
+    places: dict[str, list[tuple[str, Place]]] = field(default_factory=dict)  # by bare name
+    stems: dict[str, list[tuple[str, Place]]] = field(default_factory=dict)  # by bare name without ending
+    numbered: dict[str, Place] = field(default_factory=dict)  # by the photograph's number
 
     def add_folder(self, folder: Path) -> None:
         for path in sorted(folder.rglob("*")):
@@ -167,20 +192,19 @@ class Images:
         for info in archive.infolist():
             self._add(info.filename, (archive, info))
 
-    def _add(self, name: str, place: Path | ZipMember) -> None:
+    def _add(self, name: str, place: Place) -> None:
         path = PurePosixPath(composed(name))
         if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES:
-            for found in (path, path.with_suffix("")):
-                self.places.setdefault(found.name, []).append((f"/{found}", place))
+            self.places.setdefault(path.name, []).append((f"/{path}", place))
+            self.stems.setdefault(path.stem, []).append((_without_ending(f"/{path}"), place))
             if number := photo_number(path.name):
                 self.numbered.setdefault(number, place)
 
-    def _find(self, name: str) -> Path | ZipMember | None:
-        """The file of this path, or else the first whose path ends so, or else of the same photograph."""
+    def _find(self, name: str) -> Place | None:
         end = "/" + composed(name).lstrip("/")
-        places = self.places.get(end.rpartition("/")[2], [])
-        matching = [(path != end, place) for path, place in places if path.endswith(end)]
-        return min(matching, key=lambda match: match[0])[1] if matching else self.numbered.get(photo_number(end))
+        bare = _without_ending(end)
+        found = _ending(self.places, end) or _ending(self.stems, bare)
+        return found[0] if found else self.numbered.get(photo_number(end))
 
     def __contains__(self, name: str) -> bool:
         return self._find(name) is not None
@@ -190,15 +214,7 @@ class Images:
         place = self._find(name)
         if place is None:
             raise SampleError("image missing")
-        size = place.stat().st_size if isinstance(place, Path) else place[1].file_size
-        if size > MEMBER_BYTES:  # seen before it is unpacked
-            raise SampleError(f"image over {MEMBER_BYTES} bytes")
-        try:
-            image = place.read_bytes() if isinstance(place, Path) else place[0].read(place[1])
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError):
-            raise SampleError("image damaged in its zip") from None
-        check_image(image)
-        return image
+        return read_place(place)
 
 
 @contextmanager

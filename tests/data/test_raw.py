@@ -78,6 +78,18 @@ def test_images_are_found_by_the_end_of_their_path(tmp_path: Path) -> None:
                 images.read(absent)
 
 
+def test_an_image_is_found_in_another_format(tmp_path: Path) -> None:
+    deep, flat = map(png, ("red", "green"))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "a.v1.png").write_bytes(deep)
+    (tmp_path / "a.v1.PNG").write_bytes(flat)
+    with open_images(tmp_path) as images:
+        for name, image in (("a.v1.jpg", flat), ("a.v1", flat), ("b/a.v1.webp", deep), ("b/a.v1", deep)):
+            assert images.read(name) == image
+        for absent in ("a.jpg", "a", "a.v1.txt", "c/a.v1.jpg"):
+            assert absent not in images
+
+
 def test_a_photograph_is_found_by_its_number(tmp_path: Path) -> None:
     flickr, coco, other = map(png, ("red", "green", "blue"))
     (tmp_path / "1007320043_627395c3d8.png").write_bytes(flickr)
