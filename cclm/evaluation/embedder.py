@@ -6,8 +6,8 @@ Shapes: N images, T texts, E embedding, P (image, text) pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self, TypeAlias
 
 from PIL import Image
 from torch import Tensor
@@ -79,7 +79,7 @@ class System:
     """A model to be scored, and its parts; None for what it cannot do.
 
     `name` stands in reports, `kind` in errors. `sha256` tells its weights from others. `image_size`: pixels below which
-    a jpeg need not be decoded, None for all that it has.
+    a jpeg need not be decoded, None for all that it has. `settings`: of how it runs, those that change its numbers.
     """
 
     name: str
@@ -90,6 +90,7 @@ class System:
     pairs: PairScorer | None = None
     labels: Labeller | None = None
     image_size: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: object, name: str, kind: str, sha256: str) -> Self:

@@ -1,10 +1,11 @@
-"""Where the pictures of a test come from: files below a folder, or stand-ins where the real ones are not at hand."""
+"""Where the pictures of a test come from: files below a folder, or stand-ins; and what is done where some lack."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Protocol
@@ -13,8 +14,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cclm.data.raw import Images, open_images
+from cclm.errors import SampleError
+from cclm.evaluation.items import Captions, Pictures, Questions, TestSet
 
 STAND_IN_SIZE = 96  # pixels
+MISSING = "image missing"
 
 
 class PictureFiles(Protocol):
@@ -28,6 +32,10 @@ class PictureFiles(Protocol):
         """The encoded image. Errors: SampleError with the reason why there is none."""
         ...
 
+    def digest(self, name: str) -> str:
+        """SHA-256 of the picture, in hex. Errors: SampleError where there is none, or its header is no picture's."""
+        ...
+
 
 class FolderPictures:
     """Files found by the end of their path, or else by their bare name, below a folder and in its zips."""
@@ -36,6 +44,7 @@ class FolderPictures:
 
     def __init__(self, images: Images) -> None:
         self.images = images
+        self._digests: dict[str, str] = {}  # a file is read once, whatever the number of models and shots
 
     def _name(self, name: str) -> str:
         return name if name in self.images else name.rpartition("/")[2]
@@ -46,6 +55,11 @@ class FolderPictures:
     def read(self, name: str) -> bytes:
         return self.images.read(self._name(name))
 
+    def digest(self, name: str) -> str:
+        if name not in self._digests:
+            self._digests[name] = hashlib.sha256(self.read(name)).hexdigest()
+        return self._digests[name]
+
 
 class StandIns:
     """A picture for any name: discs of colours and places that the name alone decides. Nothing about it is real."""
@@ -54,6 +68,9 @@ class StandIns:
 
     def __contains__(self, name: str) -> bool:
         return True
+
+    def digest(self, name: str) -> str:
+        return hashlib.sha256(name.encode()).hexdigest()
 
     def read(self, name: str) -> bytes:
         generator = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
@@ -82,3 +99,47 @@ def open_pictures(folder: Path | None) -> Iterator[PictureFiles]:
 def missing(pictures: PictureFiles, names: Iterable[str]) -> list[str]:
     """Those of the names that there is no picture of."""
     return [name for name in names if name not in pictures]
+
+
+def lacking(pictures: PictureFiles, names: Iterable[str]) -> dict[str, str]:
+    """Names without a picture, or with a damaged one as far as its header tells, and the reason of each."""
+    reasons = {}
+    for name in names:
+        if name not in pictures:
+            reasons[name] = MISSING
+            continue
+        try:
+            pictures.digest(name)
+        except SampleError as error:
+            reasons[name] = error.reason
+    return reasons
+
+
+def refuse(task: str, reasons: Mapping[str, str], names: Collection[str], partial: bool) -> None:
+    """Errors: ValueError where pictures lack that are not to be left out, or all of them; names the first few."""
+    if not reasons or (partial and len(reasons) < len(names)):
+        return
+    first = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
+    cure = "fetch them" if partial else "fetch them, score what is there with --partial, or try with --stand-in-images"
+    raise ValueError(f"{task}: {len(reasons):,} of {len(names):,} images cannot be used ({first}); {cure}")
+
+
+def restricted(test: TestSet, reasons: Mapping[str, str]) -> TestSet:
+    """Items whose pictures are all there, with a note of what that left. Errors: ValueError where nothing is left."""
+    names = test.images()
+    if not (absent := reasons.keys() & set(names)):
+        return test
+    kept: TestSet = test
+    if isinstance(test, Questions):
+        kept = replace(test, questions=tuple(item for item in test.questions if absent.isdisjoint(item.images)))
+    elif isinstance(test, Captions):
+        gallery = tuple(name for name in test.gallery if name not in absent)
+        kept = replace(test, gallery=gallery, captions=tuple(c for c in test.captions if c.image not in absent))
+    elif isinstance(test, Pictures):
+        kept = replace(test, pictures=tuple(item for item in test.pictures if item.image not in absent))
+    if not len(kept):
+        raise ValueError(f"{test.task} in {test.language}: no item is left whose images are all there; fetch them")
+    note = f"partial: {len(names) - len(absent):,} of {len(names):,} images"
+    if damaged := sum(reasons[name] != MISSING for name in absent):
+        note += f", {damaged:,} of the others damaged"
+    return replace(kept, notes=(*test.notes, note))

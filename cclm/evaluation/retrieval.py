@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cclm.evaluation import metrics
 from cclm.evaluation.encoding import ImageViews, image_identity
-from cclm.evaluation.metrics import Array, Ranks, Relevance, checked_embeddings
+from cclm.evaluation.metrics import Array, Found, Ranks, Relevance, checked_embeddings
 from cclm.evaluation.report import Provenance, Report
 from cclm.models.encoding import (
     EncodedImages,
@@ -162,14 +162,16 @@ def evaluate_retrieval(
         logger.info("retrieval: %s, %d %s, %d images", language, len(texts.texts), texts.source, len(seen))
         encoded = encode_texts(model, processor, texts.texts, options.encoding, keep_states=options.rerank > 0)
         both = directions(images.embeddings, encoded.embeddings, torch.tensor(texts.images))
-        ranks = [metrics.rank(way.queries, way.gallery, way.relevance) for way in both]
-        scores = {
-            way.name: way.scores(rank, options.draws, options.seed) for way, rank in zip(both, ranks, strict=True)
-        }
+        found = metrics.search(encoded.embeddings, images.embeddings, both[0].relevance, options.rerank)
+        stages = {"": found}
         if options.rerank:
             score, weight = _matcher(model, images, encoded, options), options.rerank_similarity * model.scale().item()
-            for way, rank in zip(both, reranked(both, ranks, options.rerank, score, weight), strict=True):
-                scores[f"{way.name}_rerank"] = way.scores(rank, options.draws, options.seed)
+            stages["_rerank"] = reranked(found, both[0].relevance, score, weight)
+        scores = {
+            f"{way.name}{stage}": way.scores(one.ranks, options.draws, options.seed)
+            for stage, ways in stages.items()
+            for way, one in zip(both, ways, strict=True)
+        }
         languages[language] = scores
     described = {
         language: {
@@ -246,32 +248,27 @@ def _texts(records: list[Record], options: RetrievalOptions) -> dict[str, Langua
 
 
 def reranked(
-    both: tuple[Direction, Direction], ranks: list[Ranks], count: int, score: ScorePairs, weight: float = 0.0
-) -> list[Ranks]:
-    """New ranks for both directions once each query's `count` best are ordered by score + weight * similarity.
+    found: tuple[Found, Found], relevance: Relevance, score: ScorePairs, weight: float = 0.0
+) -> tuple[Found, Found]:
+    """A search of texts in images (`metrics.search`) whose k best stand in the order of score + weight * similarity.
 
-    `score`: pairs (P, 2) of (image row, text row), all different -> (P,). A pair that is a candidate in both directions
-    is scored once.
+    `relevance`: of the texts. `score`: pairs (P, 2) of (image row, text row), all different -> (P,). A pair that is a
+    candidate in both directions is scored once.
     """
-    to_image, to_text = both
-    image_candidates = metrics.top(to_image.queries, to_image.gallery, min(count, len(to_image.gallery)))
-    text_candidates = metrics.top(to_text.queries, to_text.gallery, min(count, len(to_text.gallery)))
-    texts = len(to_image.queries)
-    wanted = [
-        image_candidates[1] * texts + torch.arange(texts)[:, None],  # (T, C) codes: image row * T + text row
-        to_text.images[:, None] * texts + text_candidates[1],  # (Q, C)
+    texts, asking = len(relevance), torch.unique(relevance.items)
+    codes = [  # image row * T + text row
+        found[0].rows * texts + torch.arange(texts)[:, None],  # (T, k)
+        asking[:, None] * texts + found[1].rows,  # (Q, k)
     ]
-    codes = torch.unique(torch.cat([code.flatten() for code in wanted]))
-    scores = score(torch.stack([codes // texts, codes % texts], dim=1))
-    candidates = (image_candidates, text_candidates)
-    matches = [
-        scores[torch.searchsorted(codes, code)] + weight * similarity
-        for code, (similarity, _) in zip(wanted, candidates, strict=True)
-    ]
-    return [
-        metrics.rerank(ranks[0], to_image.relevance, image_candidates, matches[0]),
-        metrics.rerank(ranks[1], to_text.relevance, text_candidates, matches[1]),
-    ]
+    wanted = torch.unique(torch.cat([code.flatten() for code in codes]))
+    scores = score(torch.stack([wanted // texts, wanted % texts], dim=1))
+    ways = []
+    for one, code, own in zip(found, codes, (relevance, relevance.turned()), strict=True):
+        matches = scores[torch.searchsorted(wanted, code)] + weight * one.scores
+        ranks = metrics.rerank(one.ranks, own, (one.scores, one.rows), matches)
+        matches, order = matches.sort(dim=1, descending=True, stable=True)
+        ways.append(Found(ranks, matches, one.rows.gather(1, order)))
+    return ways[0], ways[1]
 
 
 def _matcher(model: Matcher, images: EncodedImages, texts: EncodedTexts, options: RetrievalOptions) -> ScorePairs:

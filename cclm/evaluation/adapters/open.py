@@ -1,0 +1,135 @@
+"""Which kind of model is it, by what its folder or hub page holds? Nothing of the others is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cclm.errors import first_line
+from cclm.evaluation.embedder import System
+from cclm.models.encoding import EncodingOptions, MatchScore
+from cclm.models.names import is_here, model_type, quiet
+from cclm.storage import MODEL_FILES, file_hash, folder_hash
+
+if TYPE_CHECKING:
+    import torch
+
+SUPPORTED = (
+    "a pretrained folder of cclm, a CLIP, SigLIP, SigLIP 2, MetaCLIP 2, AltCLIP or ChineseCLIP of transformers, a "
+    "model of sentence-transformers (each a folder or a hub name), or file.py:function that makes one of your own"
+)
+_WEIGHTS = (*MODEL_FILES, "*.bin", "*.txt")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model runs. `match_score`: of the matching head, see RetrievalOptions.rerank_score."""
+
+    device: torch.device
+    encoding: EncodingOptions = field(default_factory=EncodingOptions)
+    match_score: MatchScore = "log_odds"
+
+
+def kind_of(name: str) -> str:
+    """ "cclm", a model type of transformers that is supported, "sentence-transformers" or "file"; reads no weights.
+
+    Errors: ValueError, one line, for anything else, naming what there is.
+    """
+    from cclm.evaluation.adapters.dual_encoder import FAMILIES
+
+    path, _, function = name.rpartition(":")
+    if path.endswith(".py"):
+        if not Path(path).is_file() or not function.isidentifier():
+            raise ValueError(f"model {name}: there is no such file and function; give {SUPPORTED}")
+        return "file"
+    config, modules = _file(name, "config.json"), _file(name, "modules.json")
+    found = model_type(config) if config is not None else None
+    if found == "cclm":  # its folders are models of sentence-transformers too
+        return "cclm"
+    if modules is not None:
+        return "sentence-transformers"
+    if found in FAMILIES:
+        return str(found)
+    what = f"is a model of type {found}" if found else f"is none: it has no {'model_type' if config else 'config.json'}"
+    raise ValueError(f"model {name} {what}; give {SUPPORTED}")
+
+
+def open_system(name: str, options: ModelOptions) -> System:
+    """The model of a folder, a hub name or a file, ready to be scored. Errors: ValueError, one line."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    kind = kind_of(name)
+    if kind == "file":
+        return _own(name)
+    sha256, encoding = _hash(name), options.encoding
+    settings = {"precision": encoding.precision, "max_tokens": encoding.max_tokens}
+    if kind == "cclm":
+        from cclm.evaluation.adapters.cross_view import open_cross_view
+
+        system = open_cross_view(name, sha256, options.device, encoding, options.match_score)
+        settings["match_score"] = options.match_score
+    elif kind == "sentence-transformers":
+        from cclm.evaluation.adapters.sentence_encoder import open_sentence_encoder
+
+        system = open_sentence_encoder(name, sha256, options.device, encoding)
+    else:
+        from cclm.evaluation.adapters.dual_encoder import open_dual_encoder
+
+        system = open_dual_encoder(name, sha256, options.device, encoding)
+    return replace(system, settings=settings)
+
+
+def _own(name: str) -> System:
+    """What the function of a file of the user's own returns, called without arguments.
+
+    It is known by the file's hash, and by the attribute `sha256` of what is returned, where it has one.
+    """
+    path, _, function = name.rpartition(":")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, function, None)
+    if not callable(make):
+        raise ValueError(f"{path} has no function {function}; name one that returns a model")
+    model = make()
+    sha256 = file_hash(path) + str(getattr(model, "sha256", ""))
+    return System.of(model, str(getattr(model, "name", name)), f"model of {path}", sha256)
+
+
+def _file(name: str, file: str) -> Path | None:
+    """A file of a folder or of the hub, None where it is not there. Errors: ValueError where there is no such model."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder / file if (folder / file).is_file() else None
+    if is_here(name):
+        raise ValueError(f"no model at {name}; give {SUPPORTED}")
+    from transformers.utils import cached_file
+
+    try:
+        with quiet():
+            found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no model {name}, here or on the hub ({first_line(error)}); check the name, or give a folder"
+        ) from None
+    return Path(found) if found else None
+
+
+def _hash(name: str) -> str:
+    """SHA-256 of a folder's weights and settings; of a hub's model its name and revision, which cannot change."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        inside = [folder_hash(part, _WEIGHTS) for part in sorted(folder.iterdir()) if part.is_dir()]
+        return folder_hash(folder, _WEIGHTS) if not inside else _joined([folder_hash(folder, _WEIGHTS), *inside])
+    file = _file(name, "config.json") or _file(name, "modules.json")
+    assert file is not None
+    return _joined([name, file.parent.name])  # the cache keeps each revision in a folder of its name
+
+
+def _joined(parts: list[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

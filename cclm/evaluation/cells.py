@@ -1,0 +1,105 @@
+"""A run's folder: a result per cell (task, language, protocol, regime, shots), under a name made of what it depends on.
+
+cells/<key>.json           a result, in the form that scripts rely on
+predictions/<key>.jsonl    what the model said of every item
+Every file is whole or absent, and one of the same name says the same: several runs may write to one folder at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
+
+from cclm.evaluation import predictions
+from cclm.evaluation.embedder import System
+from cclm.evaluation.items import TestSet
+from cclm.evaluation.pictures import PictureFiles
+from cclm.evaluation.result import Result
+from cclm.evaluation.scoring import Scored
+from cclm.storage import whole_file
+
+CELLS, PREDICTIONS = "cells", "predictions"
+FORM = 1  # of what goes into a key
+
+
+def texts_hash(test: TestSet) -> str:
+    """SHA-256 in hex of all that a test asks and wants: ids, texts, image names, labels, the protocol."""
+    parts = [f"{f.name}={getattr(test, f.name)!r}" for f in fields(test) if f.name not in ("spared", "notes")]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def pictures_hash(test: TestSet, pictures: PictureFiles) -> str:
+    """SHA-256 in hex of the pictures that a test is about; "" for none. Errors: SampleError for one that lacks."""
+    names = sorted(test.images())
+    seen = "\0".join(f"{name}={pictures.digest(name)}" for name in names)
+    return hashlib.sha256(f"{pictures.note}\0{seen}".encode()).hexdigest() if names else ""
+
+
+def key_of(
+    system: System, test: TestSet, pictures: PictureFiles, regime: str, shots: str, settings: Mapping[str, object]
+) -> str:
+    """The name of a cell; another as soon as weights, items, texts, pictures or settings are others."""
+    content = {
+        "form": FORM,
+        "model": system.sha256,
+        "ids": test.fingerprint(),
+        "texts": texts_hash(test),
+        "pictures": pictures_hash(test, pictures),
+        "settings": system.settings | settings,
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    parts = (test.task, test.language, test.protocol.name, regime, shots, digest)
+    return "-".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where results are kept."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, root: Path) -> Self:
+        """Errors: ValueError, before the work, where nothing can be written."""
+        try:
+            for part in (CELLS, PREDICTIONS):
+                (root / part).mkdir(parents=True, exist_ok=True)
+                if not os.access(root / part, os.W_OK):
+                    raise PermissionError(13, "you may not write there")
+        except OSError as error:
+            raise ValueError(f"run folder {root} cannot be written ({error.strerror}); choose another") from None
+        return cls(root)
+
+    def find(self, key: str) -> Result | None:
+        """The result of a cell, where it is there. Errors: ValueError for a damaged one."""
+        path = self.root / CELLS / f"{key}.json"
+        return _read(path) if path.is_file() else None
+
+    def write(self, key: str, scored: Scored) -> None:
+        """The predictions first: a cell that is there is complete."""
+        predictions.write(scored.items, self.root / PREDICTIONS / f"{key}.jsonl")
+        text = json.dumps(scored.result.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        with whole_file(self.root / CELLS / f"{key}.json") as path:
+            path.write_text(text, encoding="utf-8")
+
+
+def read_cells(folder: Path) -> list[Result]:
+    """All results of a run's folder, in the order of their names. Errors: ValueError for none, or a damaged one."""
+    paths = sorted((folder / CELLS).glob("*.json"))
+    if not paths:
+        raise ValueError(
+            f"{folder} holds no {CELLS}/*.json; give a folder that `cclm iglue evaluate --output` has written"
+        )
+    return [_read(path) for path in paths]
+
+
+def _read(path: Path) -> Result:
+    try:
+        return Result.of(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and it is made again") from None

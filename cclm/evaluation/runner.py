@@ -1,0 +1,354 @@
+"""Runs a model on test sets: pictures and texts in, answers or ranks out, scored.
+
+Shapes: N images, T texts, E embedding, C classes, P (image, text) pairs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from cclm.errors import SampleError
+from cclm.evaluation import metrics
+from cclm.evaluation.cells import RunFolder, key_of, texts_hash
+from cclm.evaluation.embedder import Asked, System
+from cclm.evaluation.items import Captions, Pictures, Question, Questions, Sentences, TestSet
+from cclm.evaluation.pictures import PictureFiles, lacking, refuse, restricted
+from cclm.evaluation.protocol import TranslateTest
+from cclm.evaluation.result import Result
+from cclm.evaluation.retrieval import reranked
+from cclm.evaluation.scoring import (
+    Scored,
+    ScoreOptions,
+    score_answers,
+    score_embeddings,
+    score_ranks,
+    score_sentences,
+)
+from cclm.evaluation.ways import searched, ways
+from cclm.images import open_image
+from cclm.models.encoding import batches
+
+logger = logging.getLogger(__name__)
+Test = TypeVar("Test", bound=TestSet)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a model is run, and what the results say of where it comes from.
+
+    `rerank`: candidates per query for the pair scorer, 0 for none; `rerank_similarity`: see RetrievalOptions.
+    `partial`: leave out items whose pictures lack, rather than refuse. `templates`: of zero-shot classification, with
+    {} for the name of a class. `regime`, `shots`: as in Result; `translator`: what translated the texts to English.
+    """
+
+    rerank: int = 0
+    rerank_similarity: float = 0.0
+    partial: bool = False
+    templates: tuple[str, ...] = ("{}",)
+    image_batch: int = 64
+    regime: str = "zero-shot"
+    shots: str = ""
+    translator: str = ""
+    scoring: ScoreOptions = field(default_factory=ScoreOptions)
+
+    def __post_init__(self) -> None:
+        if self.rerank < 0 or self.rerank_similarity < 0:
+            raise ValueError(f"rerank is {self.rerank}, beside {self.rerank_similarity}; give 0 or more candidates")
+        if self.image_batch < 1:
+            raise ValueError(f"image_batch is {self.image_batch}; it must be at least 1")
+        if not self.templates or any(template.count("{}") != 1 for template in self.templates):
+            raise ValueError(
+                f"templates are {list(self.templates)}; give some, each with one {{}} for the class's name"
+            )
+
+    def language(self, test: TestSet) -> str:
+        """The one that its texts are in."""
+        return "en" if self.regime == TranslateTest.name else test.language
+
+    def settings(self) -> dict[str, object]:
+        """What of these changes a number."""
+        return {name: value for name, value in asdict(self).items() if name not in ("partial", "image_batch")}
+
+
+def check(system: System, tests: Sequence[TestSet], options: RunOptions) -> None:
+    """Errors: ValueError where the model cannot do what a test asks for; nothing is run."""
+    for test in tests:
+        need, there = _NEEDS[type(test)](system)
+        if there is None:
+            raise ValueError(f"{system.name} is a {system.kind}: it {need}, as task {test.task} asks; choose another")
+        if isinstance(test, Questions):
+            if test.textless:
+                raise ValueError(f"{test.task} in {test.language}: no texts are at hand, so no model can answer them")
+            counts = {len(question.images) for question in test.questions}
+            for count in counts:
+                system.labels.check_labels(test.labels, count)
+        if isinstance(test, Captions) and options.rerank and system.pairs is None:
+            raise ValueError(
+                f"{system.name} is a {system.kind}: it has no matching head to rerank by; leave rerank out"
+            )
+
+
+_NEEDS: dict[type, Callable[[System], tuple[str, object]]] = {
+    Questions: lambda system: ("gives no labels to texts about images", system.labels),
+    Captions: lambda system: ("does not embed images and texts", system.dual),
+    Pictures: lambda system: ("does not embed images and texts", system.dual),
+    Sentences: lambda system: ("does not embed texts", system.texts),
+}
+
+
+def present(tests: Sequence[Test], pictures: PictureFiles, partial: bool) -> list[Test]:
+    """The tests with what pictures there are. Errors: ValueError where some lack and `partial` is not wanted."""
+    names = list(dict.fromkeys(name for test in tests for name in test.images()))
+    reasons = lacking(pictures, names)
+    if tests:
+        refuse(tests[0].task, reasons, names, partial)
+    return [restricted(test, reasons) for test in tests]
+
+
+def evaluate(system: System, test: TestSet, pictures: PictureFiles, options: RunOptions) -> Scored:
+    """A model's scores on one test. Errors: ValueError."""
+    return next(evaluate_all(system, [test], pictures, options))
+
+
+def evaluate_all(
+    system: System, tests: Sequence[TestSet], pictures: PictureFiles, options: RunOptions
+) -> Iterator[Scored]:
+    """Scores on the tests of one task in several languages, in their order; each picture is encoded once for all.
+
+    Errors: ValueError as of `check`, for pictures that are not there, and for damaged ones.
+    """
+    check(system, tests, options)
+    tests = present(tests, pictures, options.partial)
+    for test, scored in zip(tests, _RUNS[type(tests[0])](system, tests, pictures, options), strict=True):
+        yield replace(scored, result=_described(scored.result, test, system, pictures, options))
+
+
+def cached(
+    system: System, tests: Sequence[TestSet], pictures: PictureFiles, options: RunOptions, folder: RunFolder
+) -> Iterator[Result]:
+    """Like `evaluate_all`, but what the folder holds is not run again; what is run is written there at once."""
+    check(system, tests, options)
+    tests = present(tests, pictures, options.partial)
+    keys = [key_of(system, test, pictures, options.regime, options.shots, options.settings()) for test in tests]
+    found = {key: folder.find(key) for key in keys}
+    missing = {key: test for key, test in zip(keys, tests, strict=True) if found[key] is None}
+    if missing:
+        for key, scored in zip(missing, evaluate_all(system, list(missing.values()), pictures, options), strict=True):
+            folder.write(key, scored)
+            found[key] = scored.result
+    yield from (found[key] for key in keys)
+
+
+def _described(result: Result, test: TestSet, system: System, pictures: PictureFiles, options: RunOptions) -> Result:
+    notes = [*result.notes, *([pictures.note] if pictures.note and test.images() else [])]
+    if options.translator:
+        notes.append(f"translated to English by {options.translator}")
+    provenance = {
+        "model": system.name,
+        "kind": system.kind,
+        "model_sha256": system.sha256,
+        "texts_sha256": texts_hash(test),
+        "settings": system.settings | options.settings(),
+        "date": date.today().isoformat(),
+    }
+    return replace(
+        result,
+        system=system.name,
+        regime=options.regime,
+        shots=options.shots,
+        notes=tuple(dict.fromkeys(notes)),
+        provenance=result.provenance | provenance,
+    )
+
+
+# -- questions -----------------------------------------------------------------------------------------------------
+
+
+def _questions(
+    system: System, tests: Sequence[Questions], pictures: PictureFiles, options: RunOptions
+) -> Iterator[Scored]:
+    about: dict[tuple[str, ...], list[tuple[int, Question]]] = defaultdict(list)
+    for number, test in enumerate(tests):
+        for question in test.questions:
+            about[question.images].append((number, question))
+    given: list[dict[str, str]] = [{} for _ in tests]
+    damaged: dict[str, str] = {}
+    languages = [options.language(test) for test in tests]
+    for done, names in enumerate(batches(about, options.image_batch)):
+        logger.info("%s: images %d of %d", tests[0].task, done * options.image_batch, len(about))
+        opened = [(own, _opened(system, pictures, own, damaged)) for own in names]
+        whole = [(own, images) for own, images in opened if images is not None]
+        items = [(row, number, question) for row, (own, _) in enumerate(whole) for number, question in about[own]]
+        asked = [Asked(row, question.text, languages[number]) for row, number, question in items]
+        if asked:
+            labels = system.labels.label([images for _, images in whole], asked, tests[0].labels)
+            for (_, number, question), label in zip(items, labels, strict=True):
+                given[number][question.id] = label
+    for test, answers in zip(_whole(tests, damaged, options), given, strict=True):
+        yield score_answers(test, {name: answers[name] for name in test.ids}, options.scoring)
+
+
+def _opened(
+    system: System, pictures: PictureFiles, names: Sequence[str], damaged: dict[str, str]
+) -> list[Image.Image] | None:
+    """The pictures of these names, or None where one of them is damaged, which is noted."""
+    images = []
+    for name in names:
+        try:
+            images.append(open_image(pictures.read(name), system.image_size))
+        except SampleError as error:
+            damaged[name] = error.reason
+    return images if len(images) == len(names) else None
+
+
+def _whole(tests: Sequence[Test], damaged: dict[str, str], options: RunOptions) -> list[Test]:
+    """The tests without pictures that turned out to be damaged once they were decoded."""
+    names = list(dict.fromkeys(name for test in tests for name in test.images()))
+    refuse(tests[0].task, damaged, names, options.partial)
+    return [restricted(test, damaged) for test in tests]
+
+
+# -- embeddings ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Inputs as rows of distinct ones, which are embedded once, so that equal ones tie exactly."""
+
+    distinct: Tensor  # (D, E) float32
+    rows: Tensor  # (N,) int64: where each input is among them
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(N, E) float32."""
+        return self.distinct[self.rows]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Pictures in one pass."""
+
+    distinct: Tensor  # (D, E) float32
+    places: dict[str, int]  # name -> row
+
+    def of(self, names: Sequence[str]) -> _Rows:
+        return _Rows(self.distinct, torch.tensor([self.places[name] for name in names]))
+
+
+def _seen(
+    system: System, tests: Sequence[Test], pictures: PictureFiles, options: RunOptions, hold: bool = False
+) -> tuple[_Seen, list[Test]]:
+    """Embed the pictures of all tests, equal files once; with `hold` the pair scorer takes them in too."""
+    owners: dict[str, list[str]] = defaultdict(list)  # digest -> names
+    for name in dict.fromkeys(name for test in tests for name in test.images()):
+        owners[pictures.digest(name)].append(name)
+    places: dict[str, int] = {}
+    damaged: dict[str, str] = {}
+    parts: list[Tensor] = []
+    for batch in batches(owners.values(), options.image_batch):
+        logger.info("%s: %d of %d images seen", tests[0].task, len(places), len(owners))
+        images: list[Image.Image] = []
+        start = sum(map(len, parts))
+        for names in batch:
+            opened = _opened(system, pictures, names[:1], damaged)
+            if opened is None:
+                damaged |= dict.fromkeys(names, damaged[names[0]])
+            else:
+                places |= dict.fromkeys(names, start + len(images))
+                images += opened
+        if images:
+            parts.append(system.dual.embed_images(images))
+            if hold:
+                system.pairs.hold_images(images)
+    left = _whole(tests, damaged, options)
+    return _Seen(metrics.checked_embeddings(torch.cat(parts), "images"), places), left
+
+
+def _read(system: System, texts: Sequence[str], language: str) -> _Rows:
+    """Embed texts, equal ones once."""
+    distinct = list(dict.fromkeys(texts))
+    places = {text: row for row, text in enumerate(distinct)}
+    embeddings = metrics.checked_embeddings(system.texts.embed_texts(distinct, language), "texts")
+    return _Rows(embeddings, torch.tensor([places[text] for text in texts]))
+
+
+def _captions(
+    system: System, tests: Sequence[Captions], pictures: PictureFiles, options: RunOptions
+) -> Iterator[Scored]:
+    try:
+        seen, tests = _seen(system, tests, pictures, options, hold=options.rerank > 0)
+        for test in tests:
+            logger.info("%s in %s: %d captions", test.task, test.language, len(test))
+            texts = _read(system, [caption.text for caption in test.captions], options.language(test))
+            images = seen.of(test.gallery)
+            if options.rerank:
+                yield _two_stage(system, test, images, texts, options)
+            else:
+                yield score_embeddings(test, images.embeddings, texts.embeddings, options.scoring)
+    finally:
+        if options.rerank:
+            system.pairs.forget_images()
+
+
+def _two_stage(system: System, test: Captions, images: _Rows, texts: _Rows, options: RunOptions) -> Scored:
+    """The `rerank` best by similarity, ordered by the pair scorer; an equal picture with an equal text counts once."""
+    both, distinct = ways(test), list(dict.fromkeys(caption.text for caption in test.captions))
+
+    def score(pairs: Tensor) -> Tensor:
+        pairs = torch.stack([images.rows[pairs[:, 0]], texts.rows[pairs[:, 1]]], dim=1)
+        pairs, places = torch.unique(pairs, dim=0, return_inverse=True)
+        return system.pairs.score_pairs(distinct, pairs, options.language(test))[places]
+
+    found = searched(both, texts.embeddings, images.embeddings, options.rerank)
+    weight = options.rerank_similarity * system.pairs.similarity_scale if options.rerank_similarity else 0.0
+    there, back = reranked(found, both[0].relevance, score, weight)
+    lists = [(one.scores, one.rows) for one in (there, back)] if options.scoring.listed else (None, None)
+    return score_ranks(test, there.ranks, back.ranks, options.scoring, lists)
+
+
+def _sentences(
+    system: System, tests: Sequence[Sentences], pictures: PictureFiles, options: RunOptions
+) -> Iterator[Scored]:
+    for test in tests:
+        logger.info("%s in %s: %d sentences", test.task, test.language, len(test))
+        texts = _read(system, [item.text for item in test.sentences], test.language)
+        english = _read(system, [item.english for item in test.sentences], "en")
+        yield score_sentences(test, texts.embeddings, english.embeddings, options.scoring)
+
+
+def _pictures(
+    system: System, tests: Sequence[Pictures], pictures: PictureFiles, options: RunOptions
+) -> Iterator[Scored]:
+    """The class whose names, in all templates, are nearest on the mean."""
+    seen, tests = _seen(system, tests, pictures, options)
+    for test in tests:
+        names = [(label, name) for label, own in test.names.items() for name in own]
+        spelt = [template.replace("{}", name) for _, name in names for template in options.templates]
+        texts = _read(system, spelt, options.language(test)).embeddings
+        texts = texts.unflatten(0, (-1, len(options.templates))).sum(1)  # (names, E)
+        classes = list(test.names)
+        places = {label: row for row, label in enumerate(classes)}
+        owners = torch.tensor([places[label] for label, _ in names])
+        means = F.normalize(texts.new_zeros(len(classes), texts.shape[1]).index_add(0, owners, texts), dim=-1)  # (C, E)
+        images = seen.of([item.image for item in test.pictures]).embeddings  # (N, E)
+        best = (images @ means.T).argmax(1).tolist()
+        answers = {item.id: classes[row] for item, row in zip(test.pictures, best, strict=True)}
+        yield score_answers(test, answers, options.scoring)
+
+
+_RUNS: dict[type, Callable[..., Iterator[Scored]]] = {
+    Questions: _questions,
+    Captions: _captions,
+    Sentences: _sentences,
+    Pictures: _pictures,
+}

@@ -1,0 +1,113 @@
+"""`cclm iglue evaluate`: a model of any kind on the tests of benchmark tasks, read as they ship."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cclm.verbs.iglue.chosen import add_pictures, add_tests, chosen, pictures_of
+from cclm.verbs.inputs import device_named
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from cclm.evaluation.items import TestSet
+    from cclm.evaluation.result import Result
+    from cclm.evaluation.runner import RunOptions
+
+SHIPPED = "shipped"
+
+
+def options(parser: ArgumentParser) -> None:
+    from cclm.models.encoding import EncodingOptions
+
+    parser.add_argument(
+        "--model", type=str, required=True, help="a folder or hub name of any kind; or file.py:function"
+    )
+    add_tests(parser)
+    add_pictures(parser)
+    parser.add_argument("--translate", type=str, default=None, help="shipped, or a translation model: tests in English")
+    parser.add_argument("--rerank", type=int, default=0, help="candidates per query for the matching head")
+    parser.add_argument("--rerank_similarity", type=float, default=0.0, help="weight of similarity beside its score")
+    parser.add_argument("--rerank_score", default="log_odds", help="log_odds of a match, or the original's logit")
+    parser.add_argument("--templates", type=Path, default=None, help="a line each, {} for a class's name (zero-shot)")
+    parser.add_argument("--output", type=Path, default=None, help="the run's folder; what is there is not run again")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda ..")
+    parser.add_argument("--encoding", type=EncodingOptions, default=EncodingOptions())
+
+
+def run(given: Namespace) -> None:
+    """Everything that can be wrong is looked at before the work."""
+    from cclm.evaluation.adapters.open import ModelOptions, kind_of, open_system
+    from cclm.evaluation.cells import RunFolder
+    from cclm.evaluation.runner import cached, check, evaluate_all, present
+    from cclm.evaluation.task import DataFolder
+
+    translator = given.translate or ""
+    tasks, data, run_options = chosen(given, translator), DataFolder(given.data), _run_options(given)
+    kind_of(given.model)
+    model_options = ModelOptions(device_named(given.device), given.encoding, given.rerank_score)
+    folder = RunFolder.at(given.output) if given.output else None
+    with pictures_of(given) as pictures:
+        tests = [present(one.tests(data, given.partial), pictures, given.partial) for one in tasks]
+        system = open_system(given.model, model_options)
+        for group in tests:
+            check(system, group, run_options)
+        if translator not in ("", SHIPPED):
+            tests = _translated(tests, given)
+        results: list[Result] = []
+        for group in tests:
+            if folder is not None:
+                found: Iterable[Result] = cached(system, group, pictures, run_options, folder)
+            else:
+                found = (scored.result for scored in evaluate_all(system, group, pictures, run_options))
+            for result in found:
+                results.append(result)
+                if not given.json:
+                    print(line(result), flush=True)
+    if given.json:
+        print(json.dumps([result.to_dict() for result in results], ensure_ascii=False))
+
+
+def _run_options(given: Namespace) -> RunOptions:
+    from cclm.data.raw import read_lines
+    from cclm.evaluation.protocol import TranslateTest, ZeroShot
+    from cclm.evaluation.runner import RunOptions
+
+    templates = tuple(line for line in read_lines(given.templates) if line.strip()) if given.templates else ("{}",)
+    return RunOptions(
+        rerank=given.rerank,
+        rerank_similarity=given.rerank_similarity,
+        partial=given.partial,
+        templates=templates,
+        image_batch=given.encoding.image_batch,
+        regime=TranslateTest.name if given.translate else ZeroShot.name,
+        translator="" if given.translate in (None, SHIPPED) else given.translate,
+    )
+
+
+def _translated(tests: list[list[TestSet]], given: Namespace) -> list[list[TestSet]]:
+    from cclm.evaluation.translation import Translator
+
+    translator = Translator.open(given.translate, device_named(given.device), given.output)
+    for group in tests:
+        for test in group:
+            translator.check(test)
+    return [[translator.translated(test) for test in group] for group in tests]
+
+
+def line(result: Result) -> str:
+    """A result as one line, with all that its number depends on."""
+    told = []
+    for name, value in result.scores.items():
+        if isinstance(value, dict) and "R@1" in value:
+            recalls = " / ".join(f"{value[f'R@{k}']:.2f}" for k in (1, 5, 10))
+            told.append(f"{name.replace('_', ' ')} R@1/5/10 {recalls}")
+        elif name in ("accuracy", "consistency"):
+            told.append(f"{name} {value:.2f}")
+    where = f"{result.task} {result.language} ({result.protocol}, {result.regime}, {result.items:,} items)"
+    notes = f" [{'; '.join(result.notes)}]" if result.notes else ""
+    return f"{where}: {', '.join(told)}{notes}"
