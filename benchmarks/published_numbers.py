@@ -45,7 +45,8 @@ CONTRASTIVE = {
     "openclip-xlmrl-vith14": "OpenCLIP XLM-R-L ViT-H/14",
     "siglip-vitb16": "SigLIP-i18n B/16-256",
 }
-RECALLS = {"xflickrco": ("xflickrco", "official"), "xtd": ("xtd10", "official"), "xm3600": ("xm3600", "all_captions")}
+RECALLS = {"xflickrco": ("xflickrco", "official"), "xtd": ("xtd10", "official"), "xm3600": ("xm3600", "all-captions")}
+LANGUAGES = {"jp": "ja"}  # what XTD10 calls it
 WAYS = {"IR": "text_to_image", "TR": "image_to_text", "t2i": "text_to_image", "i2t": "image_to_text"}
 TABLES = {"xvnli": "XVNLI", "xgqa": "xGQA", "marvl": "MaRVL", "xflickrco": "xFlickrCO", "wit": "WIT"}
 LOGS = "IGLUE logs (e-bug/iglue)"
@@ -94,6 +95,8 @@ def logged(bundle: Path) -> Iterator[Row]:
         for model, language, regime, test in cells:
             source = WITHDRAWN if (task, language) == ("wit", "ar") else LOGS
             for score in scores(task, test):
+                if (task, language) == ("marvl", "en"):  # IGLUE's English of MaRVL is NLVR2
+                    yield row(NAMES[model], ("nlvr2", "en", "official"), regime, score, source)
                 yield row(NAMES[model], (task, language, "official"), regime, score, source)
 
 
@@ -123,7 +126,11 @@ def recalls(bundle: Path) -> Iterator[Row]:
                     for k in (1, 5, 10):
                         score = (WAYS[way], f"R@{k}", 100 * result[f"{way}_r@{k}"])
                         yield row(
-                            CONTRASTIVE[path.stem], (task, result["lang"], protocol), ("zero-shot", ""), score, BABEL
+                            CONTRASTIVE[path.stem],
+                            (task, LANGUAGES.get(result["lang"], result["lang"]), protocol),
+                            ("zero-shot", ""),
+                            score,
+                            BABEL,
                         )
 
 

@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from cclm.evaluation.number import AVERAGE, Number
-from cclm.evaluation.protocol import Protocol
+from cclm.evaluation.protocol import FewShot, MaxShot, Protocol, ZeroShot
 from cclm.evaluation.task import Task
 
 AREA = "area"  # in the place of the shots
-ZERO_SHOT, FEW_SHOT, MAX_SHOT = "zero-shot", "few-shot", "max-shot"
+ZERO_SHOT, FEW_SHOT, MAX_SHOT = (regime.name for regime in (ZeroShot, FewShot, MaxShot))
 _ENGLISH = {True: "English included", False: "English excluded"}
 
 
@@ -64,36 +64,37 @@ def _mean_words(there: Sequence[Number], languages: Sequence[str], missing: Coll
     return words
 
 
+def by_series(numbers: Iterable[Number]) -> list[list[Number]]:
+    """Numbers that differ in language only, together."""
+    series: dict[tuple[str, ...], list[Number]] = {}
+    for number in numbers:
+        series.setdefault(number.series, []).append(number)
+    return list(series.values())
+
+
 def averages(
-    numbers: Iterable[Number], task: Task, languages: Sequence[str] | None = None, partial: bool = False
+    numbers: Iterable[Number], task: Task | None, languages: Sequence[str] | None = None, partial: bool = False
 ) -> list[Aggregate]:
     """One average per series, over the languages that its protocol averages over, or over those given.
 
     A series of which only an average is published keeps it; one with none of the languages has none.
     """
-    series: dict[tuple[str, ...], list[Number]] = {}
-    for number in numbers:
-        series.setdefault(number.series, []).append(number)
     found = []
-    for own in series.values():
-        over = languages or task.averaged(_protocol(task, own[0]))
+    for own in by_series(numbers):
+        over = languages if task is None or languages is not None else task.averaged(_protocol(task, own[0]))
+        assert over is not None, "numbers of a task that is not ours are averaged over languages that are given"
         there = {number.language for number in own}
         if there.intersection(over) and (partial or there.issuperset(over)):
             found.append(average([number for number in own if number.language != AVERAGE], over, partial))
         elif AVERAGE in there:
-            found.append(_printed(next(number for number in own if number.language == AVERAGE), task))
+            printed = next(number for number in own if number.language == AVERAGE)
+            found.append(Aggregate(**_fields(printed), languages=(), words="average as its source prints it"))
     return found
 
 
 def _protocol(task: Task, number: Number) -> Protocol:
     """The number's own; one that we do not know averages as the task's first does."""
     return next((known for known in task.protocols if known.name == number.protocol), task.protocols[0])
-
-
-def _printed(number: Number, task: Task) -> Aggregate:
-    languages = tuple(task.averaged(_protocol(task, number)))
-    words = f"average as printed, over {len(languages)} languages, {_ENGLISH['en' in languages]}"
-    return Aggregate(**_fields(number), languages=languages, words=words)
 
 
 def area(points: Mapping[int, float]) -> float:
@@ -108,11 +109,6 @@ def area(points: Mapping[int, float]) -> float:
     return sum((right - left) * (points[left] + points[right]) / 2 for left, right in pairs) / places[-1]
 
 
-def few_shot_languages(task: Task, protocol: Protocol) -> tuple[str, ...]:
-    """Those that the protocol averages over and few-shot training sets are there for (MaRVL: id tr zh)."""
-    return tuple(name for name in task.averaged(protocol) if task.shots is not None and name in task.shots.languages)
-
-
 def few_shot_score(numbers: Iterable[Number], task: Task, language: str = AVERAGE) -> Aggregate:
     """Area under the accuracy curve over numbers of labelled examples, 0 (zero-shot) included, divided by the largest.
 
@@ -122,7 +118,7 @@ def few_shot_score(numbers: Iterable[Number], task: Task, language: str = AVERAG
     numbers = list(numbers)
     assert task.shots is not None and numbers
     protocol = _protocol(task, numbers[0])
-    languages = (language,) if language != AVERAGE else few_shot_languages(task, protocol)
+    languages = (language,) if language != AVERAGE else task.averaged(protocol, few_shot=True)
     names = {"": 0} | dict(task.shots.examples)
     points: dict[str, dict[str, Number]] = {name: {} for name in names}
     for number in sorted(numbers, key=lambda number: number.regime != MAX_SHOT):  # few-shot's own goes before
@@ -134,7 +130,8 @@ def few_shot_score(numbers: Iterable[Number], task: Task, language: str = AVERAG
         raise ValueError(f"no few-shot score of {numbers[0].system} on {task.name} without {', '.join(named)}")
     means = {names[name]: average(there.values(), languages).value for name, there in points.items()}
     parts = [number for there in points.values() for number in there.values()]
-    words = f"area under the curve over {', '.join(map(str, means))} labelled examples; {_ENGLISH['en' in languages]}"
+    words = f"area under the curve over {', '.join(map(str, means))} labelled examples, "
+    words += language if language != AVERAGE else _mean_words(parts[: len(languages)], languages, ())
     whole = _joined(parts, area(means), languages, (), words)
     return replace(whole, language=language, regime=FEW_SHOT, shots=AREA)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from cclm.evaluation.result import Result
 
-DIRECTIONS = ("text_to_image", "image_to_text")
-SIZES = ("queries", "gallery")  # of a direction: what was ranked, no scores
+SIZES = ("queries", "gallery")  # of a direction: what was ranked
+NO_SCORES = (*SIZES, "sentences", "chance")
 AVERAGE = "avg"  # in the place of a language
 
 
@@ -48,24 +48,25 @@ def numbers(result: Result) -> list[Number]:
     """Every score of a result; with both directions also their mean recall, the mean of six (direction "")."""
     own = {name: getattr(result, name) for name in ("system", "task", "language", "protocol", "regime", "shots")}
     own |= {name: getattr(result, name) for name in ("split", "items", "ids", "notes")}
-    ways = {way: result.scores[way] for way in DIRECTIONS if result.scores.get(way) is not None}
-    found = list(_scores(result.scores, own))
-    for way, scores in ways.items():
-        found += _scores(scores, own | {"direction": way, "captions": _captions(way, scores)})
-    six = [ways[way].get(f"R@{k}") for way in DIRECTIONS if way in ways for k in (1, 5, 10)]
-    if len(six) == 6 and None not in six:
-        captions = _captions(DIRECTIONS[0], ways[DIRECTIONS[0]])
-        found.append(Number(metric="mean_recall", value=sum(six) / 6, captions=captions, **own))
-    return found
+    ways = {way: found for way, found in result.scores.items() if isinstance(found, dict) and "queries" in found}
+    found = [
+        number
+        for way, scores in ways.items()
+        for number in _scores(scores, own | {"direction": way, "captions": _captions(way, scores)})
+    ]
+    own["captions"] = max((number.captions for number in found if number.captions is not None), default=None)
+    six = [scores.get(f"R@{k}") for scores in ways.values() for k in (1, 5, 10)]
+    mean = {"mean_recall": sum(six) / 6} if len(six) == 6 and None not in six else {}
+    return [*_scores(mean | result.scores, own), *found]
 
 
 def _captions(way: str, scores: Mapping[str, Any]) -> float | None:
-    texts, images = (scores.get(size) for size in (SIZES if way == "text_to_image" else reversed(SIZES)))
-    return texts / images if texts and images else None
+    texts, images = (scores[size] for size in (SIZES if way.startswith("text") else reversed(SIZES)))
+    return texts / images
 
 
 def _scores(scores: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[Number]:
     for metric, value in scores.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and metric not in SIZES:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and metric not in NO_SCORES:
             interval = scores.get(f"{metric}_interval")
             yield Number(metric=metric, value=float(value), interval=tuple(interval) if interval else None, **own)
