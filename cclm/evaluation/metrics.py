@@ -5,7 +5,7 @@ Shapes: Q queries, G gallery items, E embedding, P (query, relevant item) entrie
 Ties. Items of equal score stand in an unknown order, so every order of them is taken as equally likely. If `above`
 items score higher than a query's best relevant one and `tied` items (itself included) score the same, `hits` of them
 relevant, the first hit has the expected rank `above + (tied + 1) / (hits + 1)`, and lies within the first k with
-probability `1 - C(tied - hits, m) / C(tied, m)`, m = clamp(k - above, 0, tied). R@k is the mean of that probability.
+probability `1 - C(tied - m, hits) / C(tied, hits)`, m = clamp(k - above, 0, tied). R@k is the mean of that probability.
 A model that gives everything the same score therefore gets exactly chance, whatever the order of the files.
 """
 
@@ -110,16 +110,12 @@ class Ranks:
 
     def within(self, k: int) -> Tensor:
         """Probability of a hit among the first k, (Q,) float64."""
-        taken = (k - self.above).clamp(min=0).minimum(self.tied)
-        missed = log_choose(self.tied - self.hits, taken) - log_choose(self.tied, taken)
-        return 1 - missed.exp()
-
-
-def log_choose(n: Tensor, k: Tensor) -> Tensor:
-    """Log of the binomial coefficient, float64; -inf where k > n, exactly 0 where k is 0."""
-    n, k = n.double(), k.double()
-    value = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma((n - k).clamp(min=0) + 1)
-    return torch.where(k == 0, 0.0, torch.where(k > n, -torch.inf, value))
+        tied, hits = self.tied.double(), self.hits
+        free = tied - (k - self.above).clamp(min=0).minimum(self.tied)  # places of the tied that lie behind the first k
+        missed = torch.ones_like(tied)
+        for hit in range(int(hits.max()) if len(hits) else 0):  # one relevant item after another lands behind them
+            missed = torch.where(hits > hit, missed * (free - hit).clamp(min=0) / (tied - hit), missed)
+        return 1 - missed
 
 
 def checked_embeddings(embeddings: Array, name: str) -> Tensor:
@@ -279,7 +275,7 @@ def chance(relevance: Relevance, gallery: int) -> dict[str, float]:
 
 def summarise(ranks: Ranks) -> dict[str, float]:
     """R@1, R@5, R@10 and their mean (percent), median and mean reciprocal of the expected rank."""
-    metrics = {f"R@{k}": 100 * float(ranks.within(k).mean()) for k in RECALLS}
+    metrics = {f"R@{k}": 100 * float(ranks.within(k).sum()) / len(ranks) for k in RECALLS}
     expected = ranks.expected()
     metrics["mean_recall"] = sum(metrics.values()) / len(RECALLS)
     metrics["median_rank"] = float(np.median(expected.numpy()))
