@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cclm.verbs import convert, data, embed, evaluate
+from cclm.verbs.iglue import check as iglue_check
 from cclm.verbs.iglue import evaluate as iglue_evaluate
+from cclm.verbs.iglue import score as iglue_score
 from cclm.verbs.inputs import add_inputs, load
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
   data tokenizer --data DIRS --output O    train a tokenizer on the texts of shards
   evaluate retrieval --model M --data D    image-text retrieval per language: report.json, table, chart
   evaluate statements --model M --data D   labels or answers (XVNLI, xGQA, MaRVL ..): the same
+  iglue check --data DIR [--open]          what of the benchmarks is there, readable, and what to fetch
   iglue evaluate --model M --tasks T --data D   any model on the benchmarks' own files: IGLUE, Multi30K, COCO ..
+  iglue score TASK --predictions F --language L --data D   the number of any system's predictions
   convert SOURCE OUT                       a released checkpoint -> a pretrained folder, and back (--to-original)
   embed --model M --source S --output O    embeddings of pictures, and captions, as numpy and parquet files
   index build --model M --data D --output O
@@ -227,9 +231,11 @@ VERBS = {
     "evaluate statements": Verb(
         "Labels or answers about images, per language.", evaluate.statements_options, evaluate.statements
     ),
+    "iglue check": Verb("What of the benchmarks is there, and what to fetch.", iglue_check.options, iglue_check.run),
     "iglue evaluate": Verb(
         "A model of any kind on the tests of benchmark tasks.", iglue_evaluate.options, iglue_evaluate.run
     ),
+    "iglue score": Verb("The number of any system's predictions.", iglue_score.options, iglue_score.run),
     "convert": Verb("Released checkpoints to pretrained folders, and back.", convert.options, convert.run),
     "embed": Verb("Embeddings of pictures, and of captions, in clip-retrieval's layout.", embed.options, embed.run),
     "index build": Verb("Embed the images of shards and index them.", _index_options, _index_build),

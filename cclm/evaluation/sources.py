@@ -58,6 +58,10 @@ class Source(ABC):
     def read(self, data: DataFolder, language: str) -> Iterator[Item]:
         """Items in the order of the files. Errors: ValueError naming file and row."""
 
+    def texts(self, language: str) -> tuple[str, ...]:
+        """Files that hold the texts where these may lack: one of them is enough."""
+        return ()
+
 
 def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and row of every line of a .jsonl file, or of a JSON list or object, whose keys are the places.

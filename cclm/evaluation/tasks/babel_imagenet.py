@@ -74,7 +74,7 @@ TASK = PictureTask(
     about="pictures, each recognised by the name of its class",
     languages=LANGUAGES,
     pictures="ImageNet's validation set, as imagenet/val/<class>/ below --data",
-    origin="data/ of gregor-ge/Babel-ImageNet, as babel_imagenet/",
+    origin="data of gregor-ge/Babel-ImageNet as babel_imagenet/, ImageNet's val below --data",
     splits={"test": ClassFolders(LANGUAGES)},
     names=names,
     protocols=(Protocol(name="official", about="the names alone, without a prompt; only classes that have one"),),

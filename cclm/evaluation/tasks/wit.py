@@ -49,7 +49,7 @@ TASK = RetrievalTask(
     name="wit",
     about="captions of Wikipedia's pictures, one or several each",
     languages=LANGUAGES,
-    pictures="WIT's, by their image_url, each named <wit_ix>.jpg",
+    pictures="Wikipedia, by the rows' image_url, each named <wit_ix>.jpg",
     origin="datasets/wit of e-bug/iglue",
     splits={
         "test": rows("annotations/test_{language}", *LANGUAGES),
