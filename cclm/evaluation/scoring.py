@@ -236,7 +236,7 @@ def _scored(
 
 
 def direction(way: Way, ranks: Ranks, options: ScoreOptions) -> dict[str, Any]:
-    """Recalls, ranks, intervals and chance of one direction; where it has folds, their mean.
+    """Recalls, ranks, intervals and chance of one direction; where it has folds, their mean, and sizes of one.
 
     A rank beyond the gallery is one that nobody knows: the median is then told only if it does not depend on it, and
     the mean reciprocal rank is not.
@@ -254,7 +254,7 @@ def direction(way: Way, ranks: Ranks, options: ScoreOptions) -> dict[str, Any]:
         generator = np.random.default_rng(options.seed)
         result |= metrics.intervals(ranks, way.groups, options.draws, generator, weights)
     sizes = torch.bincount(way.gallery_folds)
-    result |= {"queries": len(ranks), "gallery": int(sizes.max())}
+    result |= {"queries": round(len(ranks) / len(folds)), "gallery": int(sizes.max())}
     counts = way.relevance.counts()
     unsorted = Ranks(torch.zeros_like(counts), sizes[way.folds], counts, torch.zeros(len(counts)))
     chance = _mean([metrics.summarise(unsorted[rows]) for rows in folds])

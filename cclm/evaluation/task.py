@@ -168,20 +168,20 @@ class ClassificationTask(Task[ClassificationProtocol, Question]):
     def under(self, protocol: ClassificationProtocol, data: DataFolder, language: str, split: str) -> Questions:
         questions = self.items(data, language, split)
         labels = self.known_labels(data)
-        notes = []
-        if bare := sum(question.label is None for question in questions):
+        notes, spared = [], set()
+        if bare := {question.id for question in questions if question.label is None}:
             if protocol.unlabelled == "wrong":
-                notes.append(f"rows without a label of the task: {bare}, count as wrong")
+                notes.append(f"rows without a label of the task: {len(bare)}, count as wrong")
             else:
                 questions = [question for question in questions if question.label is not None]
-                notes.append(f"rows without a label of the task: {bare}, left out")
+                notes.append(f"rows without a label of the task: {len(bare)}, left out")
+                spared |= bare
         if outside := sum(question.label not in (None, *labels) for question in questions):
             notes.append(f"rows whose answer is none of the {len(labels):,} to choose among: {outside}, kept")
         if protocol.match == "contains":
             notes.append("an answer is right where it contains the label")
-        spared: set[str] = set()
         if self.rest and split != self.rest:
-            spared = {question.id for question in self.items(data, language, self.rest)}
+            spared |= {question.id for question in self.items(data, language, self.rest)}
         found = Questions(
             task=self.name,
             language=language,
