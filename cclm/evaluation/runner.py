@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from typing import TypeVar
@@ -49,6 +49,7 @@ class RunOptions:
     `rerank`: candidates per query for the pair scorer, 0 for none; `rerank_similarity`: see RetrievalOptions.
     `partial`: leave out items whose pictures lack, rather than refuse. `templates`: of zero-shot classification, with
     {} for the name of a class. `regime`, `shots`: as in Result; `translator`: what translated the texts to English.
+    `notes`: what every result says of the model's training; `training`: how that went, for its provenance.
     """
 
     rerank: int = 0
@@ -59,6 +60,8 @@ class RunOptions:
     regime: str = "zero-shot"
     shots: str = ""
     translator: str = ""
+    notes: tuple[str, ...] = ()
+    training: Mapping[str, object] = field(default_factory=dict)
     scoring: ScoreOptions = field(default_factory=ScoreOptions)
 
     def __post_init__(self) -> None:
@@ -77,7 +80,8 @@ class RunOptions:
 
     def settings(self) -> dict[str, object]:
         """What of these changes a number."""
-        return {name: value for name, value in asdict(self).items() if name not in ("partial", "image_batch")}
+        others = ("partial", "image_batch", "training")
+        return {name: value for name, value in asdict(self).items() if name not in others}
 
 
 def check(system: System, tests: Sequence[TestSet], options: RunOptions) -> None:
@@ -150,7 +154,7 @@ def cached(
 
 
 def _described(result: Result, test: TestSet, system: System, pictures: PictureFiles, options: RunOptions) -> Result:
-    notes = [*result.notes, *([pictures.note] if pictures.note and test.images() else [])]
+    notes = [*result.notes, *options.notes, *([pictures.note] if pictures.note and test.images() else [])]
     if options.translator:
         notes.append(f"translated to English by {options.translator}")
     provenance = {
@@ -160,7 +164,7 @@ def _described(result: Result, test: TestSet, system: System, pictures: PictureF
         "texts_sha256": texts_hash(test),
         "settings": system.settings | options.settings(),
         "date": date.today().isoformat(),
-    }
+    } | ({"training": dict(options.training)} if options.training else {})
     return replace(
         result,
         system=system.name,
