@@ -5,6 +5,7 @@ Shapes: N images, T texts, E embedding, C classes, P (image, text) pairs.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,9 +80,9 @@ class RunOptions:
         return "en" if self.regime == TranslateTest.name else test.language
 
     def settings(self) -> dict[str, object]:
-        """What of these changes a number."""
+        """What of these changes a number, in the form of JSON."""
         others = ("partial", "image_batch", "training")
-        return {name: value for name, value in asdict(self).items() if name not in others}
+        return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in others}))
 
 
 def check(system: System, tests: Sequence[TestSet], options: RunOptions) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cclm.errors import first_line
 from cclm.evaluation.embedder import System
 from cclm.models.encoding import EncodingOptions, MatchScore
 from cclm.models.names import is_here, model_type, quiet
@@ -46,6 +45,8 @@ def kind_of(name: str) -> str:
             raise ValueError(f"model {name}: there is no such file and function; give {SUPPORTED}")
         return "file"
     config, modules = _file(name, "config.json"), _file(name, "modules.json")
+    if config is None and modules is None and not Path(name).expanduser().is_dir():
+        raise ValueError(f"no model {name}, here or on the hub; check the name and the network, or give a folder")
     found = model_type(config) if config is not None else None
     if found == "cclm":  # its folders are models of sentence-transformers too
         return "cclm"
@@ -113,10 +114,8 @@ def _file(name: str, file: str) -> Path | None:
     try:
         with quiet():
             found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no model {name}, here or on the hub ({first_line(error)}); check the name, or give a folder"
-        ) from None
+    except (OSError, ValueError):  # no such name, or no network
+        found = None
     return Path(found) if found else None
 
 

@@ -1,0 +1,419 @@
+"""What a model says of test sets: labels, ranks, two stages; pictures that lack; cells that are not made twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from cclm.evaluation.adapters.cross_view import CrossView
+from cclm.evaluation.cells import RunFolder, read_cells
+from cclm.evaluation.embedder import System
+from cclm.evaluation.items import (
+    Caption,
+    Captions,
+    Picture,
+    Pictures,
+    Question,
+    Questions,
+    Sentence,
+    Sentences,
+    TestSet,
+)
+from cclm.evaluation.pictures import PictureFiles, open_pictures
+from cclm.evaluation.protocol import ClassificationProtocol, Protocol, RetrievalProtocol
+from cclm.evaluation.report import Provenance
+from cclm.evaluation.retrieval import RetrievalOptions, evaluate_retrieval
+from cclm.evaluation.runner import RunOptions, cached, check, evaluate, evaluate_all
+from cclm.evaluation.scoring import ScoreOptions
+from cclm.images import open_image
+from cclm.models.encoding import EncodingOptions
+from cclm.models.model import CCLMConfig, CCLMModel
+from cclm.models.processor import CCLMProcessor
+from cclm.types import Record
+from tests.evaluation.conftest import COLOURS, picture
+
+OPTIONS = RunOptions(image_batch=5, scoring=ScoreOptions(draws=0))
+NAMES = [f"{colour}-{number}.png" for number in range(3) for colour in COLOURS]
+
+
+class Colours:
+    """A dual encoder that needs no training: pictures are where their mean colour is, texts where their words are."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
+        self.seen.append(len(images))
+        pixels = torch.tensor([image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)) for image in images])
+        return F.normalize(pixels.float() - 110, dim=-1)
+
+    def embed_texts(self, texts: Sequence[str], language: str) -> Tensor:
+        assert language in ("en", "de")
+        means = []
+        for text in texts:
+            colours = [torch.tensor(value, dtype=torch.float32) for name, value in COLOURS.items() if name in text]
+            means.append(sum(colours) / len(colours) - 110 if colours else torch.ones(3))
+        return F.normalize(torch.stack(means), dim=-1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for number, name in enumerate(NAMES):
+        (root / name).write_bytes(picture(name.partition("-")[0], "wide", 7 * (number // 4)))
+    return root
+
+
+def captions(language: str = "en", names: Sequence[str] = NAMES, **protocol: object) -> Captions:
+    return Captions(
+        task="colours",
+        language=language,
+        protocol=RetrievalProtocol(name="official", about="", **protocol),
+        split="test",
+        captions=tuple(Caption(f"{name}#0", name, f"a {name.partition('-')[0]} block") for name in names),
+        gallery=tuple(names),
+    )
+
+
+def questions(language: str, labels: tuple[str, ...], images: int = 1) -> Questions:
+    rows = [
+        Question(f"q{number}", tuple(NAMES[number : number + images]), f"{language} text {number % 3}", labels[0])
+        for number in range(9)
+    ]
+    return Questions(
+        task="asked",
+        language=language,
+        protocol=ClassificationProtocol(name="official", about=""),
+        split="test",
+        questions=tuple(rows),
+        labels=labels,
+    )
+
+
+def system(model: object, sha256: str = "0") -> System:
+    return System.of(model, "runs/some", "model", sha256)
+
+
+def scores(found: object, way: str = "text_to_image") -> dict:
+    return found.result.scores[way]
+
+
+def test_each_picture_is_encoded_once_for_all_languages(folder: Path) -> None:
+    model = Colours()
+    with open_pictures(folder) as pictures:
+        found = list(evaluate_all(system(model), [captions("en"), captions("de", NAMES[:8])], pictures, OPTIONS))
+    assert model.seen == [5, 5, 2]
+    assert [one.result.language for one in found] == ["en", "de"]
+    assert [scores(one)["gallery"] for one in found] == [12, 8]
+    # Any of the pictures of a colour may come first: three of them, of which one is right, or two.
+    assert scores(found[0])["R@1"] == pytest.approx(100 / 3, abs=10) and scores(found[0])["R@5"] == 100
+    assert found[0].result.system == "runs/some" and found[0].result.regime == "zero-shot"
+    assert found[0].result.provenance["model_sha256"] == "0"
+
+
+def test_equal_files_tie_wherever_they_stand(folder: Path) -> None:
+    (folder / "copy.png").write_bytes((folder / NAMES[0]).read_bytes())
+    test = captions(names=[NAMES[0], *NAMES[1:4], "copy.png"])
+    with open_pictures(folder) as pictures:
+        model = Colours()
+        found = evaluate(system(model), test, pictures, OPTIONS)
+    item = next(item for item in found.items if item["id"] == f"{NAMES[0]}#0")
+    assert model.seen == [4] and item["R@1"] == 0.5
+
+
+def test_translated_tests_are_read_in_english(folder: Path) -> None:
+    class English(Colours):
+        def embed_texts(self, texts: Sequence[str], language: str) -> Tensor:
+            assert language == "en"
+            return super().embed_texts(texts, language)
+
+    options = replace(OPTIONS, regime="translate-test", translator="some/model")
+    with open_pictures(folder) as pictures:
+        found = evaluate(system(English()), captions("de"), pictures, options)
+    assert (found.result.language, found.result.regime) == ("de", "translate-test")
+    assert "translated to English by some/model" in found.result.notes
+
+
+def two_stages(model: CCLMModel, processor: CCLMProcessor, records: list[Record]) -> tuple[System, Captions]:
+    model.processor = processor
+    adapter = CrossView(model, EncodingOptions(image_batch=7, text_batch=5, pair_batch=6))
+    test = Captions(
+        task="blocks",
+        language="en",
+        protocol=RetrievalProtocol(name="official", about=""),
+        split="test",
+        captions=tuple(
+            Caption(f"{record.key}#{number}", f"{record.key}.png", text)
+            for record in records
+            for number, text in enumerate(record.captions["en"])
+        ),
+        gallery=tuple(f"{record.key}.png" for record in records),
+    )
+    return System.of(adapter, "tiny", "cclm", "0"), test
+
+
+@pytest.fixture
+def blocks(records: list[Record], tmp_path: Path) -> Path:
+    for record in records:
+        (tmp_path / f"{record.key}.png").write_bytes(record.image)
+    return tmp_path
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_two_stages_equal_those_of_evaluate_retrieval(
+    model: CCLMModel, processor: CCLMProcessor, records: list[Record], blocks: Path, weight: float
+) -> None:
+    tiny, test = two_stages(model, processor, records)
+    wanted = evaluate_retrieval(
+        model,
+        processor,
+        records,
+        lambda batch: model.encode_image(processor.images([open_image(record.image) for record in batch])),
+        Provenance("", "", "", "", ""),
+        RetrievalOptions(("en",), rerank=6, rerank_similarity=weight, draws=0),
+    ).languages["en"]
+    with open_pictures(blocks) as pictures:
+        plain = evaluate(tiny, test, pictures, OPTIONS)
+        both = evaluate(tiny, test, pictures, replace(OPTIONS, rerank=6, rerank_similarity=weight))
+    for way in ("text_to_image", "image_to_text"):
+        for name in ("R@1", "R@5", "R@10", "median_rank", "mean_reciprocal_rank"):
+            assert scores(plain, way)[name] == pytest.approx(wanted[way][name])
+            assert scores(both, way)[name] == pytest.approx(wanted[f"{way}_rerank"][name])
+    assert scores(plain) != scores(both)
+    assert not tiny.pairs._held  # let go of
+
+
+def test_reranking_stays_within_folds(
+    model: CCLMModel, processor: CCLMProcessor, records: list[Record], blocks: Path
+) -> None:
+    tiny, test = two_stages(model, processor, records)
+    options = replace(OPTIONS, rerank=6)
+    with open_pictures(blocks) as pictures:
+        folded = evaluate(tiny, replace(test, protocol=replace(test.protocol, folds=2)), pictures, options)
+        halves = []
+        for part in (test.gallery[:12], test.gallery[12:]):
+            own = tuple(caption for caption in test.captions if caption.image in part)
+            halves.append(evaluate(tiny, replace(test, gallery=part, captions=own), pictures, options))
+    for way in ("text_to_image", "image_to_text"):
+        mean = sum(scores(half, way)["R@1"] for half in halves) / 2
+        assert scores(folded, way)["R@1"] == pytest.approx(mean)
+
+
+def answering(processor: CCLMProcessor, seed: int = 0, **settings: object) -> CCLMModel:
+    torch.manual_seed(seed)
+    model = CCLMModel(
+        CCLMConfig(
+            vocab_size=processor.vocab_size,
+            hidden_size=16,
+            text_layers=1,
+            fusion_layers=2,
+            answer_layers=1,
+            num_heads=2,
+            intermediate_size=32,
+            embedding_size=0,
+            max_positions=40,
+            backbone="test_resnet",
+            image_size=32,
+            initializer_range=0.5,
+            **settings,
+        )
+    )
+    model.processor = processor
+    return model.eval()
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_labels_are_the_classifiers_by_name_whatever_their_order(
+    processor: CCLMProcessor, folder: Path, images: int
+) -> None:
+    model = answering(processor, 2, heads=["classify"], labels=["no", "maybe", "yes"], images_per_text=images)
+    adapter = CrossView(model, EncodingOptions(pair_batch=4))
+    tests = [questions(language, ("yes", "no", "maybe"), images) for language in ("en", "de")]
+    with open_pictures(folder) as pictures:
+        found = list(evaluate_all(system(adapter), tests, pictures, OPTIONS))
+        for test, one in zip(tests, found, strict=True):
+            for question, item in zip(test.questions, one.items, strict=True):
+                pixels = processor.images([open_image(pictures.read(name)) for name in question.images])
+                with torch.inference_mode():
+                    view = model.encode_images(pixels[None])
+                    target = model.encode_text(*vars(processor.texts([question.text])).values())
+                    wanted = model.config.labels[int(model.class_logits(target, model.readings(view)).argmax())]
+                assert (item["id"], item["answer"]) == (question.id, wanted)
+    assert len({item["answer"] for one in found for item in one.items}) > 1
+    with pytest.raises(
+        ValueError, match="2 are the task's alone, first 'left'; 2 are the model's alone, first 'maybe'"
+    ):
+        check(system(adapter), [questions("en", ("yes", "left", "right"), images)], OPTIONS)
+    with pytest.raises(ValueError, match="images_per_text"):
+        check(system(adapter), [questions("en", ("yes", "no", "maybe"), 3 - images)], OPTIONS)
+
+
+def test_a_decoder_chooses_among_the_tasks_labels(processor: CCLMProcessor, folder: Path) -> None:
+    adapter = CrossView(answering(processor, heads=["answer"]), EncodingOptions())
+    with open_pictures(folder) as pictures:
+        found = evaluate(system(adapter), questions("en", ("red", "green", "a tall block")), pictures, OPTIONS)
+    assert {item["answer"] for item in found.items} <= {"red", "green", "a tall block"}
+
+
+def test_what_a_model_cannot_do_is_told_before_the_work() -> None:
+    class Reader:
+        def embed_texts(self, texts: Sequence[str], language: str) -> Tensor:
+            raise AssertionError("nothing is run")
+
+    sentences = Sentences(
+        task="pairs",
+        language="de",
+        protocol=Protocol(name="official", about=""),
+        split="test",
+        sentences=(Sentence("1", "ein Block", "a block"),),
+    )
+    check(system(Reader()), [sentences], OPTIONS)
+    for test, reason in (
+        (captions(), "does not embed images and texts, as task colours asks"),
+        (questions("en", ("yes",)), "gives no labels to texts about images, as task asked asks"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            check(system(Reader()), [test], OPTIONS)
+    with pytest.raises(ValueError, match="has no matching head to rerank by"):
+        check(system(Colours()), [captions()], replace(OPTIONS, rerank=3))
+    bare = replace(questions("en", ("yes",)), questions=(Question("q", (NAMES[0],), "", "yes"),))
+    with pytest.raises(ValueError, match="no texts are at hand"):
+        check(replace(system(Colours()), labels=Colours()), [bare], OPTIONS)
+    with pytest.raises(ValueError, match="each with one {} for the class"):
+        RunOptions(templates=("a photo",))
+
+
+def test_sentences_find_each_other() -> None:
+    class Words:
+        def embed_texts(self, texts: Sequence[str], language: str) -> Tensor:
+            rows = {"rot": 0, "red": 0, "blau": 1, "blue": 1, "grün": 2, "green": 1}
+            return torch.eye(3)[[rows[text] for text in texts]]
+
+    test = Sentences(
+        task="pairs",
+        language="de",
+        protocol=Protocol(name="official", about=""),
+        split="test",
+        sentences=tuple(Sentence(en, de, en) for de, en in (("rot", "red"), ("blau", "blue"), ("grün", "green"))),
+    )
+    found = evaluate(system(Words()), test, no_pictures(), OPTIONS)
+    assert scores(found, "to_english")["R@1"] == pytest.approx(100 * (1 + 1 / 2 + 0) / 3, abs=12)
+    assert found.result.notes == ()
+
+
+def no_pictures() -> PictureFiles:
+    with open_pictures(None) as pictures:
+        return pictures
+
+
+def test_pictures_are_classified_by_the_mean_of_their_names_in_all_templates(folder: Path) -> None:
+    read: list[str] = []
+
+    class Listening(Colours):
+        def embed_texts(self, texts: Sequence[str], language: str) -> Tensor:
+            read.extend(texts)
+            return super().embed_texts(texts, language)
+
+    test = Pictures(
+        task="classes",
+        language="de",
+        protocol=Protocol(name="official", about=""),
+        split="test",
+        pictures=tuple(Picture(name, name, name.partition("-")[0]) for name in NAMES),
+        names={colour: (colour, f"{colour}ish") for colour in COLOURS},
+    )
+    with open_pictures(folder) as pictures:
+        found = evaluate(system(Listening()), test, pictures, replace(OPTIONS, templates=("a {}", "ein {}")))
+    assert found.result.scores["accuracy"] == 100
+    assert read[:4] == ["a red", "ein red", "a redish", "ein redish"] and len(read) == 16
+
+
+def test_pictures_that_lack_are_refused_or_counted(folder: Path) -> None:
+    (folder / NAMES[2]).unlink()
+    (folder / NAMES[3]).write_bytes(b"no picture")
+    whole = (folder / NAMES[5]).read_bytes()
+    (folder / NAMES[5]).write_bytes(whole[: len(whole) // 2])  # its header is right
+    tests = [captions("en"), captions("de", NAMES[4:])]
+    with open_pictures(folder) as pictures:
+        with pytest.raises(ValueError, match=rf"colours: 2 of 12 images cannot be used \({NAMES[2]}: image missing; "):
+            evaluate(system(Colours()), tests[0], pictures, OPTIONS)
+        with pytest.raises(ValueError, match=rf"1 of 8 images cannot be used \({NAMES[5]}: image not readable\)"):
+            evaluate(system(Colours()), tests[1], pictures, OPTIONS)
+        found = list(evaluate_all(system(Colours()), tests, pictures, replace(OPTIONS, partial=True)))
+    assert [one.result.items for one in found] == [9, 7]
+    assert found[0].result.notes == (
+        "partial: 10 of 12 images, 1 of the others damaged",
+        "partial: 9 of 10 images, 1 of the others damaged",
+    )
+    assert scores(found[0])["gallery"] == 9
+
+
+def test_questions_whose_pictures_lack_are_left_out(processor: CCLMProcessor, folder: Path) -> None:
+    (folder / NAMES[1]).unlink()
+    adapter = CrossView(
+        answering(processor, heads=["classify"], labels=["yes", "no"], images_per_text=2), EncodingOptions()
+    )
+    test = questions("en", ("yes", "no"), images=2)
+    with open_pictures(folder) as pictures:
+        found = evaluate(system(adapter), test, pictures, replace(OPTIONS, partial=True))
+    assert [item["id"] for item in found.items] == [f"q{number}" for number in range(2, 9)]
+    assert "partial: 9 of 10 images" in found.result.notes
+
+
+def run(model: Colours, folder: Path, tests: Sequence[TestSet], options: RunOptions, sha256: str = "0") -> list:
+    with open_pictures(folder) as pictures:
+        return list(cached(system(model, sha256), tests, pictures, options, RunFolder.at(folder.parent / "run")))
+
+
+def test_a_cell_that_is_there_is_not_made_again(folder: Path) -> None:
+    model, tests = Colours(), [captions("en"), captions("de")]
+    first = run(model, folder, tests[:1], OPTIONS)
+    seen = len(model.seen)
+    again = run(model, folder, tests, OPTIONS)
+    assert again[0] == first[0] and len(model.seen) == 2 * seen  # one pass more, for the other language
+    assert run(model, folder, tests, OPTIONS) == again and len(model.seen) == 2 * seen
+    assert {one.language for one in read_cells(folder.parent / "run")} == {"en", "de"}
+    cells = sorted((folder.parent / "run" / "cells").iterdir())
+    assert [path.name.rpartition("-")[0] for path in cells] == [
+        "colours-de-official-zero-shot",
+        "colours-en-official-zero-shot",
+    ]
+    for path in cells:
+        lines = (folder.parent / "run" / "predictions" / f"{path.stem}.jsonl").read_text().splitlines()
+        assert len(lines) == 24 and json.loads(lines[0])["direction"] == "text_to_image"
+
+
+def test_another_model_text_picture_or_setting_is_another_cell(folder: Path) -> None:
+    test = captions()
+    run(Colours(), folder, [test], OPTIONS)
+    run(Colours(), folder, [test], OPTIONS, sha256="1")
+    other = replace(test, captions=(replace(test.captions[0], text="a blue block"), *test.captions[1:]))
+    run(Colours(), folder, [other], OPTIONS)
+    run(Colours(), folder, [test], replace(OPTIONS, regime="few-shot", shots="48"))
+    (folder / NAMES[0]).write_bytes((folder / NAMES[1]).read_bytes())
+    run(Colours(), folder, [test], OPTIONS)
+    run(Colours(), folder, [test], replace(OPTIONS, image_batch=3))  # no other number
+    names = sorted(path.stem for path in (folder.parent / "run" / "cells").iterdir())
+    assert len(names) == 5 and names[0].startswith("colours-en-official-few-shot-48-")
+
+
+def test_damaged_cells_and_folders_are_told(folder: Path) -> None:
+    with pytest.raises(ValueError, match="holds no cells"):
+        read_cells(folder)
+    run(Colours(), folder, [captions()], OPTIONS)
+    path = next((folder.parent / "run" / "cells").iterdir())
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is damaged .* remove it"):
+        run(Colours(), folder, [captions()], OPTIONS)
+    (folder / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written"):
+        RunFolder.at(folder / "file")
