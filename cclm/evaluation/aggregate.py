@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from statistics import fmean
 
 from cclm.evaluation.number import AVERAGE, Number
 from cclm.evaluation.protocol import FewShot, MaxShot, Protocol, ZeroShot
@@ -49,7 +50,7 @@ def average(numbers: Iterable[Number], languages: Sequence[str], partial: bool =
             "evaluate these too, or ask for a partial average"
         )
     names = tuple(number.language for number in there)
-    value = sum(number.value for number in there) / len(there)
+    value = fmean(number.value for number in there)
     return _joined(there, value, names, missing, _mean_words(there, languages, missing))
 
 

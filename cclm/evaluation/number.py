@@ -10,6 +10,7 @@ from cclm.evaluation.result import Result
 
 SIZES = ("queries", "gallery")  # of a direction: what was ranked
 NO_SCORES = (*SIZES, "sentences", "chance")
+CELL = ("system", "task", "language", "protocol", "split", "regime", "shots")
 AVERAGE = "avg"  # in the place of a language
 
 
@@ -44,10 +45,14 @@ class Number:
         return (self.task, self.direction, self.metric, self.system, self.protocol, self.split, self.regime, self.shots)
 
 
+def cell(result: Result) -> tuple[str, ...]:
+    """Which system was measured, on what."""
+    return tuple(getattr(result, name) for name in CELL)
+
+
 def numbers(result: Result) -> list[Number]:
     """Every score of a result; with both directions also their mean recall, the mean of six (direction "")."""
-    own = {name: getattr(result, name) for name in ("system", "task", "language", "protocol", "regime", "shots")}
-    own |= {name: getattr(result, name) for name in ("split", "items", "ids", "notes")}
+    own = {name: getattr(result, name) for name in (*CELL, "items", "ids", "notes")}
     ways = {way: found for way, found in result.scores.items() if isinstance(found, dict) and "queries" in found}
     found = [
         number

@@ -16,7 +16,7 @@ from cclm.evaluation.aggregate import (
     by_series,
     few_shot_score,
 )
-from cclm.evaluation.number import AVERAGE, Number, numbers
+from cclm.evaluation.number import AVERAGE, Number, cell, numbers
 from cclm.evaluation.pictures import StandIns
 from cclm.evaluation.protocol import TranslateTest, TranslateTrain
 from cclm.evaluation.published import published
@@ -78,18 +78,9 @@ class Survey:
 
     @cached_property
     def own(self) -> list[Number]:
-        """Max-shot is left out where few-shot has the same. Errors: ValueError for two results of one thing."""
-        seen: dict[tuple[str, ...], Result] = {}
-        for result in self.results:
-            key = (result.system, result.task, result.language, result.protocol, result.split, result.shots)
-            if seen.setdefault((*key, result.regime), result) != result:
-                named = " ".join(part for part in (*key, result.regime) if part)
-                raise ValueError(f"two different results of {named}; give one of them, or name the systems differently")
-        twins = {(*key, FEW_SHOT) for *key, regime in seen if regime == FEW_SHOT}
-        kept = (
-            result for (*key, regime), result in seen.items() if regime != MAX_SHOT or (*key, FEW_SHOT) not in twins
-        )
-        return [number for result in kept for number in numbers(result)]
+        """Of max-shot and few-shot results of one thing, few-shot's."""
+        few = {cell(replace(result, regime=MAX_SHOT)) for result in self.results if result.regime == FEW_SHOT}
+        return [number for result in self.results if cell(result) not in few for number in numbers(result)]
 
     def task(self, name: str) -> Task | None:
         if name not in self._tasks:

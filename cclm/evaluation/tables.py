@@ -201,9 +201,7 @@ def _grouped(parts: Iterable[tuple[str, str]], count: int | None = None) -> str:
         languages.setdefault(text, []).append(language)
     if len(languages) == 1 and len(parts) == (count or len(parts)):
         return next(iter(languages))
-    return "; ".join(
-        f"{text} {' '.join(names)}" if text else f"({' '.join(names)})" for text, names in languages.items()
-    )
+    return "; ".join(f"{text} in {' '.join(names)}".lstrip() for text, names in languages.items())
 
 
 def markdown(tables: Iterable[Table]) -> str:
