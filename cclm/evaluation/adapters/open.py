@@ -20,7 +20,7 @@ SUPPORTED = (
     "a pretrained folder of cclm, a CLIP, SigLIP, SigLIP 2, MetaCLIP 2, AltCLIP or ChineseCLIP of transformers, a "
     "model of sentence-transformers (each a folder or a hub name), or file.py:function that makes one of your own"
 )
-_WEIGHTS = (*MODEL_FILES, "*.bin", "*.txt")
+_WEIGHTS = (*MODEL_FILES, "*.bin", "*.txt", "*.spm")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def open_system(name: str, options: ModelOptions) -> System:
     kind = kind_of(name)
     if kind == "file":
         return _own(name)
-    sha256, encoding = _hash(name), options.encoding
+    sha256, encoding = model_hash(name), options.encoding
     settings = {"precision": encoding.precision, "max_tokens": encoding.max_tokens}
     if kind == "cclm":
         from cclm.evaluation.adapters.cross_view import open_cross_view
@@ -119,7 +119,7 @@ def _file(name: str, file: str) -> Path | None:
     return Path(found) if found else None
 
 
-def _hash(name: str) -> str:
+def model_hash(name: str) -> str:
     """SHA-256 of a folder's weights and settings; of a hub's model its name and revision, which cannot change."""
     folder = Path(name).expanduser()
     if folder.is_dir():

@@ -21,6 +21,7 @@ SHIPPED = "shipped"
 
 
 def options(parser: ArgumentParser) -> None:
+    from cclm.evaluation.translation import TranslationOptions
     from cclm.models.encoding import EncodingOptions
 
     parser.add_argument(
@@ -29,6 +30,7 @@ def options(parser: ArgumentParser) -> None:
     add_tests(parser)
     add_pictures(parser)
     parser.add_argument("--translate", type=str, default=None, help="shipped, or a translation model: tests in English")
+    parser.add_argument("--translation", type=TranslationOptions, default=TranslationOptions())
     parser.add_argument("--rerank", type=int, default=0, help="candidates per query for the matching head")
     parser.add_argument("--rerank_similarity", type=float, default=0.0, help="weight of similarity beside its score")
     parser.add_argument("--rerank_score", default="log_odds", help="log_odds of a match, or the original's logit")
@@ -92,7 +94,7 @@ def _run_options(given: Namespace) -> RunOptions:
 def _translated(tests: list[list[TestSet]], given: Namespace) -> list[list[TestSet]]:
     from cclm.evaluation.translation import Translator
 
-    translator = Translator.open(given.translate, device_named(given.device), given.output)
+    translator = Translator.open(given.translate, device_named(given.device), given.output, given.translation)
     for group in tests:
         for test in group:
             translator.check(test)

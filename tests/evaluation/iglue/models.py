@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import sentencepiece
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -13,6 +15,17 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    M2M100Tokenizer,
+    MarianConfig,
+    MarianMTModel,
+    MarianTokenizer,
+    MBart50Tokenizer,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    NllbTokenizer,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipImageProcessor,
@@ -84,3 +97,79 @@ def sentence_encoder(folder: Path, texts: list[str]) -> Path:
     encoder = Transformer(str(folder / "encoder"))
     SentenceTransformer(modules=[encoder, Pooling(WIDTH)]).save(str(folder / "whole"))
     return folder / "whole"
+
+
+SEQUENCES = {
+    "d_model": WIDTH,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 64,
+}
+
+
+def _saved(model: torch.nn.Module, words: PreTrainedTokenizerBase, folder: Path) -> Path:
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=0.7)  # so that what is decoded depends on what is read
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def _pieces(folder: Path, texts: list[str]) -> tuple[Path, list[str]]:
+    """A sentencepiece model of single characters, and its pieces without the special ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "words.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=file, model_type="char", character_coverage=1.0, vocab_size=400,
+            hard_vocab_limit=False, minloglevel=2,
+        )  # fmt: skip
+    trained = sentencepiece.SentencePieceProcessor(model_file=str(folder / "words.model"))
+    return folder / "words.model", [trained.id_to_piece(row) for row in range(3, len(trained))]
+
+
+def nllb(folder: Path, texts: list[str]) -> Path:
+    torch.manual_seed(3)
+    names = ["<s>", "<pad>", "</s>", "<unk>", "▁", *sorted(set("".join(texts)) - {" "})]
+    languages = ["deu_Latn", "eng_Latn", "rus_Cyrl"]
+    words = NllbTokenizer({name: row for row, name in enumerate(names)}, [], extra_special_tokens=languages)
+    return _saved(M2M100ForConditionalGeneration(M2M100Config(vocab_size=len(words), **SEQUENCES)), words, folder)
+
+
+def m2m100(folder: Path, texts: list[str]) -> Path:
+    torch.manual_seed(4)
+    model, pieces = _pieces(folder / "made", texts)
+    vocabulary = {name: row for row, name in enumerate(["<s>", "<pad>", "</s>", "<unk>", *pieces])}
+    (folder / "made" / "vocab.json").write_text(json.dumps(vocabulary))
+    words = M2M100Tokenizer(str(folder / "made" / "vocab.json"), str(model))
+    size = len(vocabulary) + len(words.lang_code_to_id) + 10
+    whole = M2M100ForConditionalGeneration(M2M100Config(vocab_size=size, **SEQUENCES))
+    return _saved(whole, words, folder / "whole")
+
+
+def mbart(folder: Path, texts: list[str]) -> Path:
+    torch.manual_seed(5)
+    pieces = ["<unk>", "<s>", "</s>", "▁", *sorted(set("".join(texts)) - {" "})]
+    words = MBart50Tokenizer([(piece, -float(row)) for row, piece in enumerate(pieces)])
+    return _saved(MBartForConditionalGeneration(MBartConfig(vocab_size=len(words), **SEQUENCES)), words, folder)
+
+
+def marian(folder: Path, texts: list[str], source: str | None, target: str | None = "en") -> Path:
+    torch.manual_seed(6)
+    model, pieces = _pieces(folder / "made", texts)
+    vocabulary = {name: row for row, name in enumerate(["</s>", "<unk>", *pieces, "<pad>"])}
+    (folder / "made" / "vocab.json").write_text(json.dumps(vocabulary))
+    words = MarianTokenizer(
+        str(model), str(model), str(folder / "made" / "vocab.json"), source_lang=source, target_lang=target
+    )
+    pad = vocabulary["<pad>"]
+    config = MarianConfig(
+        vocab_size=len(vocabulary), pad_token_id=pad, decoder_start_token_id=pad, eos_token_id=0, forced_eos_token_id=0,
+        **SEQUENCES,
+    )  # fmt: skip
+    return _saved(MarianMTModel(config), words, folder / "whole")

@@ -116,6 +116,25 @@ def test_shipped_translations_are_another_regime(
     )
 
 
+def test_a_translation_model_reads_the_test_first(
+    data: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    translator = models.nllb(tmp_path / "nllb", list(CAPTIONS["de"].values()))
+    common = ("--model", clip, "--data", data, "--partial", "--output", tmp_path / "run", "--translation.beams", 1)
+    common += ("--translation.max_tokens", 8)
+    found = evaluated(capsys, *common, "--tasks", "xflickrco", "--languages", "de", "--translate", translator)
+    assert [(one["language"], one["regime"]) for one in found] == [("de", "translate-test")]
+    assert f"translated to English by {translator}" in found[0]["notes"]
+    kept = json.loads(next((tmp_path / "run" / "translations").iterdir()).read_text())
+    assert set(kept) == set(CAPTIONS["de"].values())
+    again = evaluated(capsys, *common, "--tasks", "xflickrco", "--languages", "de", "--translate", translator)
+    assert again == found and len(read_cells(tmp_path / "run")) == 1
+    told = refused(capsys, *common, "--tasks", "xflickrco", "--languages", "de", "--translate", clip)
+    assert "is a model of type clip; give a Marian, M2M100, NLLB or mBART, or shipped" in told
+    told = refused(capsys, *common, "--tasks", "tatoeba", "--languages", "de", "--translate", translator)
+    assert "there is nothing to translate" in told
+
+
 def test_a_line_tells_all_that_a_number_depends_on(data: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(f"iglue evaluate --model {clip} --tasks xflickrco --languages de --data {data} --partial".split())
     told = capsys.readouterr().out
