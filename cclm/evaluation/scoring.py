@@ -62,7 +62,7 @@ def check_ids(wanted: Collection[str], given: Collection[str], what: str, spared
     if missing:
         faults.append(f"{len(missing):,} of {len(known):,} {what} have no prediction, first {missing[0]!r}")
     if extra:
-        faults.append(f"{len(extra):,} predictions are of no {what.rstrip('s')} of the test, first {extra[0]!r}")
+        faults.append(f"{len(extra):,} predictions are of none of the test's {what}, first {extra[0]!r}")
     if faults:
         raise ValueError(f"{'; '.join(faults)}: give one for each, of this test, language and protocol")
     return len(held - known)
