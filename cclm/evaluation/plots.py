@@ -63,9 +63,12 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _chosen(lines: Sequence[Line]) -> tuple[list[Series], int]:
-    """Our own, and the published: the best of each source before the second best of any; how many are left out."""
+    """Our own, and the published under the same protocol: the best of each source before the second best of any; and
+    how many are left out.
+    """
     own = [line for line in lines if line.own]
-    known = [line for line in lines if not line.own and line.numbers and line.average]
+    same = {line.head.protocol for line in own}
+    known = [line for line in lines if not line.own and line.numbers and line.average and line.head.protocol in same]
     known.sort(key=lambda line: -line.average.value if line.average else 0.0)
     sources = [line.head.source for line in known]
     before = [sources[:place].count(source) for place, source in enumerate(sources)]

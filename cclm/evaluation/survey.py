@@ -96,7 +96,10 @@ class Survey:
         if regimes & {FEW_SHOT, MAX_SHOT}:
             regimes |= {FEW_SHOT, ZERO_SHOT}
         tasks = {number.task for number in self.own}
-        return published(self.literature == "all", task=tasks, regime=regimes)
+        found = published(self.literature == "all", task=tasks, regime=regimes)
+        # The same test has as many captions for them as for us, which an average has to tell.
+        captions = {(n.task, n.protocol, n.language, n.direction): n.captions for n in self.own}
+        return [replace(n, captions=captions.get((n.task, n.protocol, n.language, n.direction))) for n in found]
 
     def views(self) -> list[View]:
         """Accuracy and consistency, recall at 1 each way; mean recall where the literature gives it."""

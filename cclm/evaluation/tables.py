@@ -15,7 +15,7 @@ from cclm.evaluation.survey import Line, Survey, View
 
 STANDS_IN, NOTHING = "†", "–"
 HASH = 12  # digits of the id list's hash
-WIDTH = 12  # languages side by side; more go below
+WIDTH, PAPER_WIDTH = 12, 9  # columns side by side on screen and in a paper; more go below
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -53,10 +53,10 @@ class Table:
     rows: tuple[Row, ...]
     notes: dict[str, str] = field(default_factory=dict)
 
-    def blocks(self) -> list[tuple[tuple[str, ...], list[Row]]]:
-        """The table in pieces of at most WIDTH columns, each with the last one."""
+    def blocks(self, width: int = WIDTH) -> list[tuple[tuple[str, ...], list[Row]]]:
+        """The table in pieces of at most `width` columns, each with the last one besides."""
         count = len(self.columns) - 1
-        pieces = max(1, -(-count // WIDTH))
+        pieces = max(1, -(-count // width))
         size = -(-count // pieces)
         return [
             (self.columns[start : min(start + size, count)] + self.columns[-1:], [
@@ -232,28 +232,38 @@ def _plain(text: str) -> str:
 
 
 def latex(tables: Iterable[Table]) -> str:
-    """Tables for a paper that loads booktabs; one tabular for each piece."""
-    return "\n".join(_latex_table(table) for table in tables)
+    """Floats across both columns of a paper that loads booktabs; notes stand below a table's last piece."""
+    parts = []
+    for table in tables:
+        blocks = table.blocks(PAPER_WIDTH)
+        for number, (columns, rows) in enumerate(blocks, 1):
+            piece = f" ({number} of {len(blocks)})" if len(blocks) > 1 else ""
+            label = f"tab:{table.slug.replace('_', '-')}{f'-{number}' if piece else ''}"
+            lines = [r"\begin{table*}", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}"]
+            lines += [rf"\caption{{{escaped(table.title + piece)}}}\label{{{label}}}", *_tabular(columns, rows)]
+            if number == len(blocks):
+                lines.append(r"\par\smallskip\begin{minipage}{\textwidth}\scriptsize\raggedright")
+                lines += [
+                    rf"\textsuperscript{{{escaped(mark)}}}~{escaped(text)}\\" for mark, text in table.notes.items()
+                ]
+                lines.append(r"\end{minipage}")
+            parts.append("\n".join([*lines, r"\end{table*}", ""]))
+    return "\n".join(parts)
 
 
-def _latex_table(table: Table) -> str:
-    lines = [r"\begin{table*}", r"\centering\small\setlength{\tabcolsep}{4pt}", rf"\caption{{{escaped(table.title)}}}"]
-    lines.append(rf"\label{{tab:{table.slug.replace('_', '-')}}}")
-    for columns, rows in table.blocks():
-        lines += [rf"\begin{{tabular}}{{lll{'r' * len(columns)}}}", r"\toprule"]
-        lines += [_ampersands(("system", "protocol", "regime", *columns)), r"\midrule"]
-        regime = rows[0].regime if rows else ""
-        for row in rows:
-            if row.regime != regime:
-                lines.append(r"\midrule")
-                regime = row.regime
-            marks = rf"\textsuperscript{{{escaped(' '.join(row.marks))}}}" if row.marks else ""
-            system = rf"\textbf{{{escaped(row.system)}}}" if row.own else escaped(row.system)
-            lines.append(_ampersands((row.protocol, row.regime, *row.cells), system + marks))
-        lines += [r"\bottomrule", r"\end{tabular}", r"\par\smallskip"]
-    lines.append(r"\begin{minipage}{\textwidth}\footnotesize")
-    lines += [rf"\textsuperscript{{{escaped(mark)}}}~{escaped(text)}\\" for mark, text in table.notes.items()]
-    return "\n".join([*lines, r"\end{minipage}", r"\end{table*}", ""])
+def _tabular(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Regimes as headings, to save a column."""
+    lines = [rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}", r"\toprule"]
+    lines.append(_ampersands(("system", "protocol", *columns)))
+    regime = ""
+    for row in rows:
+        if row.regime != regime:
+            lines += [r"\midrule", rf"\multicolumn{{{2 + len(columns)}}}{{l}}{{\textit{{{escaped(row.regime)}}}}} \\"]
+            regime = row.regime
+        marks = rf"\textsuperscript{{{escaped(' '.join(row.marks))}}}" if row.marks else ""
+        system = rf"\textbf{{{escaped(row.system)}}}" if row.own else escaped(row.system)
+        lines.append(_ampersands((row.protocol, *row.cells), system + marks))
+    return [*lines, r"\bottomrule", r"\end{tabular}"]
 
 
 def _ampersands(cells: Sequence[str], first: str | None = None) -> str:
