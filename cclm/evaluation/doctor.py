@@ -184,7 +184,7 @@ def _look(task: Task, data: DataFolder, split: str, language: str) -> tuple[Find
     except Exception as error:  # whatever a damaged file raises, it must not hide the others
         return Finding(split, language, "unreadable", 0, expected, reason=first_line(error)), ()
     if isinstance(test, Questions) and test.textless:
-        texts = tuple(name for name in source.texts(language) if data.find(name) is None)
+        texts = tuple(name for name in source.wording(language) if data.find(name) is None)
         return Finding(split, language, "no texts", len(test), expected, texts), test.images()
     return _counted(split, language, len(test), expected), test.images()
 

@@ -38,7 +38,10 @@ class PictureFiles(Protocol):
 
 
 class FolderPictures:
-    """Files found by the end of their path, or else by their bare name, below a folder and in its zips."""
+    """Files found by the end of their path, below a folder and in its zips.
+
+    A name with folders is never looked for without them: MaRVL's 39-0.jpg is another picture in every language.
+    """
 
     note = ""
 
@@ -46,14 +49,11 @@ class FolderPictures:
         self.images = images
         self._digests: dict[str, str] = {}  # a file is read once, whatever the number of models and shots
 
-    def _name(self, name: str) -> str:
-        return name if name in self.images else name.rpartition("/")[2]
-
     def __contains__(self, name: str) -> bool:
-        return self._name(name) in self.images
+        return name in self.images
 
     def read(self, name: str) -> bytes:
-        return self.images.read(self._name(name))
+        return self.images.read(name)
 
     def digest(self, name: str) -> str:
         if name not in self._digests:

@@ -58,7 +58,7 @@ class Source(ABC):
     def read(self, data: DataFolder, language: str) -> Iterator[Item]:
         """Items in the order of the files. Errors: ValueError naming file and row."""
 
-    def texts(self, language: str) -> tuple[str, ...]:
+    def wording(self, language: str) -> tuple[str, ...]:
         """Files that hold the texts where these may lack: one of them is enough."""
         return ()
 
@@ -102,12 +102,10 @@ class Rows(Source):
         for place, row in rows_of(path):
             try:
                 found = self.row(place, row)
+                items = tuple(found) if isinstance(found, Iterable) else (found,)
             except SampleError as error:
                 raise bad_row(path, place, error) from None
-            if isinstance(found, Iterable):
-                yield from found
-            else:
-                yield found
+            yield from items
 
 
 @dataclass(frozen=True)

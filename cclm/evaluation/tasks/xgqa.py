@@ -61,7 +61,7 @@ class Testdev(Source):
     languages: tuple[str, ...]
     test: bool
 
-    def texts(self, language: str) -> tuple[str, ...]:
+    def wording(self, language: str) -> tuple[str, ...]:
         """Files of questions, of which one is enough; the first holds IGLUE's test alone."""
         every = f"{self.folder}/zero_shot/testdev_balanced_questions_{language}.json"
         return (f"{self.folder}/few_shot/{language}/test.json", every) if self.test else (every,)
@@ -75,7 +75,7 @@ class Testdev(Source):
         gold, *others = (data.path(name) for name in self.files(language))
         left_out = {asked.id for path in others for asked in questions(path)}
         found = [asked for asked in questions(gold) if asked.id not in left_out]
-        path = next((path for path in map(data.find, self.texts(language)) if path is not None), None)
+        path = next((path for path in map(data.find, self.wording(language)) if path is not None), None)
         if path is None:
             yield from found if self.folder == "xGQA/annotations" and language == "en" else map(mute, found)
             return
