@@ -18,6 +18,7 @@ from cclm.verbs import convert, data, embed, evaluate
 from cclm.verbs.iglue import check as iglue_check
 from cclm.verbs.iglue import evaluate as iglue_evaluate
 from cclm.verbs.iglue import report as iglue_report
+from cclm.verbs.iglue import run as iglue_run
 from cclm.verbs.iglue import score as iglue_score
 from cclm.verbs.inputs import add_inputs, load
 
@@ -41,6 +42,7 @@ USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
   iglue check --data DIR [--open]          what of the benchmarks is there, readable, and what to fetch
   iglue evaluate --model M --tasks T --data D   any model on the benchmarks' own files: IGLUE, Multi30K, COCO ..
   iglue report RUNS .. [--output O]        tables, charts and files of runs, beside the published numbers
+  iglue run --model M --regime R --tasks T --data D --output O   fine-tune as the regime asks, then evaluate
   iglue score TASK --predictions F --language L --data D   the number of any system's predictions
   convert SOURCE OUT                       a released checkpoint -> a pretrained folder, and back (--to-original)
   embed --model M --source S --output O    embeddings of pictures, and captions, as numpy and parquet files
@@ -238,6 +240,7 @@ VERBS = {
         "A model of any kind on the tests of benchmark tasks.", iglue_evaluate.options, iglue_evaluate.run
     ),
     "iglue report": Verb("Runs' results beside the published numbers.", iglue_report.options, iglue_report.run),
+    "iglue run": Verb("Fine-tune as a regime asks, then evaluate; resumes.", iglue_run.options, iglue_run.run),
     "iglue score": Verb("The number of any system's predictions.", iglue_score.options, iglue_score.run),
     "convert": Verb("Released checkpoints to pretrained folders, and back.", convert.options, convert.run),
     "embed": Verb("Embeddings of pictures, and of captions, in clip-retrieval's layout.", embed.options, embed.run),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from cclm.data.records import IMAGE_SUFFIXES
 
@@ -50,3 +51,10 @@ def ids_of_key(key: str) -> tuple[str, ...]:
     """`image_id` of the image, or images, that a record of this key is about."""
     marvl = _MARVL_KEY.fullmatch(key)
     return tuple(f"{marvl[1]}/{name}" for name in marvl.groups()[1:]) if marvl else (image_id(key),)
+
+
+def key_of(names: Sequence[str]) -> str:
+    """A key for a record about these images, from which `ids_of_key` has their ids again."""
+    ids = list(dict.fromkeys(map(image_id, names)))
+    language, slash, _ = ids[0].partition("/")
+    return "-".join([language, *(each.partition("/")[2] for each in ids)] if slash else ids)
