@@ -5,6 +5,7 @@ Every source reads a benchmark's files as these ship. What is wrong with a row o
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from cclm.data.annotations import json_lines, json_rows
-from cclm.data.raw import read_lines
+from cclm.data.raw import open_zip, read_lines
 from cclm.data.records import parse_json
 from cclm.errors import SampleError
 from cclm.evaluation.items import Caption, Item, Sentence
@@ -33,9 +34,11 @@ class DataFolder:
             raise ValueError(f"--data {self.root} is no folder; give the one that holds iglue/ or XVNLI/, xGQA/ ..")
 
     def find(self, name: str) -> Path | None:
-        """The file of this name, or the folder if it ends in a slash, where there is one."""
-        places = (self.root / inside / name for inside in self._INSIDE)
-        return next((place for place in places if (place.is_dir() if name.endswith("/") else place.is_file())), None)
+        """The file of this name, or a zip of it, or the folder if it ends in a slash, where there is one."""
+        if name.endswith("/"):
+            return next(filter(Path.is_dir, (self.root / inside / name for inside in self._INSIDE)), None)
+        forms = (self.root / inside / form for inside in self._INSIDE for form in (name, f"{name}.zip"))
+        return next(filter(Path.is_file, forms), None)
 
     def path(self, name: str) -> Path:
         """Errors: ValueError naming the file that is missing."""
@@ -66,9 +69,10 @@ class Source(ABC):
 def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and row of every line of a .jsonl file, or of a JSON list or object, whose keys are the places.
 
-    Errors: ValueError naming file and row.
+    Either may be zipped, as the training sets of IGLUE are. Errors: ValueError naming file and row.
     """
-    for place, given in (json_lines if path.suffix == ".jsonl" else json_rows)(path):
+    read = zipped if path.suffix == ".zip" else json_lines if path.suffix == ".jsonl" else json_rows
+    for place, given in read(path):
         try:
             row = parse_json(given) if isinstance(given, str) else given
         except SampleError as error:
@@ -76,6 +80,24 @@ def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise bad_row(path, place, SampleError("no JSON object"))
         yield place, row
+
+
+def zipped(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place and row, or line, of the one file in a zip that has its name. Errors: ValueError naming the zip."""
+    with open_zip(path) as archive:
+        members = [name for name in archive.namelist() if name.rpartition("/")[2] == path.stem]
+        if len(members) != 1:
+            raise ValueError(f"{path} holds no single {path.stem}; fetch it again")
+        lines = read_lines(path, archive.open(members[0]))
+        if path.stem.endswith(".jsonl"):
+            yield from ((f"line {number}", line) for number, line in enumerate(lines, 1))
+            return
+        try:
+            whole = json.loads("\n".join(lines))
+        except ValueError as error:
+            raise ValueError(f"{path} holds no JSON ({error}): fetch it again") from None
+        rows = enumerate(whole, 1) if isinstance(whole, list) else whole.items() if isinstance(whole, dict) else ()
+        yield from ((f"row {place}" if isinstance(place, int) else place, row) for place, row in rows)
 
 
 def bad_row(path: Path, place: str, error: SampleError) -> ValueError:

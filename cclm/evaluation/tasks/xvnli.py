@@ -36,7 +36,7 @@ TASK = ClassificationTask(
     languages=LANGUAGES,
     labels=LABELS,
     pictures="Flickr30K",
-    origin="datasets/XVNLI of e-bug/iglue; train and dev in its train.jsonl.zip",
+    origin="datasets/XVNLI of e-bug/iglue",
     splits={
         "test": rows("annotations/{language}/test.jsonl"),
         "test_translated": rows("annotations_machine-translate/{language}/test.jsonl", *LANGUAGES[1:]),

@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import unicodedata
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -455,6 +456,26 @@ class TestDamage:
         write(tmp_path / "XVNLI/annotations/ar/test.jsonl", lines([row]))
         (found,) = find("xvnli").items(DataFolder(tmp_path), "ar", "test")
         assert found.images == ("7.jpg",)  # also where the key is spelt as it should be
+
+    def test_a_zip_is_read_as_it_ships(self, bundle: Path, tmp_path: Path) -> None:
+        """Training sets are zipped: XVNLI's lines, GQA's list."""
+        rows = (bundle / "iglue/XVNLI/annotations/en/train_48.jsonl").read_text(encoding="utf-8")
+        asked = [{"img_id": "n1", "question_id": "7", "sent": "Who?", "label": {"man": 1.0}}]
+        for name, inner, text in (
+            ("XVNLI/annotations/en", "train.jsonl", rows),
+            ("gqa/annotations", "train.json", json.dumps(asked)),
+        ):
+            (tmp_path / name).mkdir(parents=True)
+            with zipfile.ZipFile(tmp_path / name / f"{inner}.zip", "w") as archive:
+                archive.writestr(inner, text)
+                archive.writestr(f"__MACOSX/._{inner}", "no text")
+        data = DataFolder(tmp_path)
+        assert len(find("xvnli").items(data, "en", "train")) == 168
+        assert [question.label for question in find("xgqa").items(data, "en", "train")] == ["man"]
+        path = tmp_path / "XVNLI/annotations/en/train.jsonl.zip"
+        path.write_bytes(path.read_bytes()[:500])
+        with pytest.raises(ValueError, match=r"train\.jsonl\.zip is no whole zip file"):
+            find("xvnli").items(data, "en", "train")
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"has no XVNLI/annotations/ar/test\.jsonl; `cclm iglue check"):
