@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 RECALLS = (1, 5, 10)
-QUERY_TILE, GALLERY_TILE = 2**11, 2**12  # scores held at once: 64 MiB while they are summed, then 32
+QUERY_TILE, GALLERY_TILE = 2**10, 2**11  # scores held at once: 16 MiB while they are summed, then 8
 PAIRS_AT_ONCE = 2**14
-DRAWS_AT_ONCE = 2**21  # of groups
+DRAWS_AT_ONCE = 2**16  # of groups: few enough to stay in a processor's cache
 
 Array = Tensor | np.ndarray
 
@@ -53,14 +53,6 @@ class Relevance:
         if bool(outside.any()):
             raise ValueError(f"relevant row {int(items[outside][0])} lies outside the gallery of {gallery} rows")
         return cls(offsets, items)
-
-    @classmethod
-    def grouped(cls, owners: Tensor, queries: int) -> Relevance:
-        """The other direction: gallery item g answers query `owners[g]`; every query needs at least one item."""
-        counts = torch.bincount(owners, minlength=queries)
-        if len(counts) != queries or bool((counts == 0).any()):
-            raise ValueError(f"owners must name each of {queries} queries at least once, and no other")
-        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), owners.argsort(stable=True))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -160,13 +152,11 @@ class Found:
 class _Side:
     """What one direction has seen of the scores so far. `best` (Q,): of each query's relevant items."""
 
-    def __init__(self, best: Tensor, gallery: int, k: int) -> None:
-        self.best = best
+    def __init__(self, best: Tensor, k: int) -> None:
+        self.best, self.k = best, k
         self.above = torch.zeros_like(best, dtype=torch.int64)
         self.tied = torch.zeros_like(self.above)
-        kept = (len(best), min(k, gallery))
-        self.scores = best.new_full(kept, -torch.inf)
-        self.rows = torch.zeros(kept, dtype=torch.int64, device=best.device)
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # first query of a tile -> scores and rows of the best
 
     def add(self, start: int, left: int, scores: Tensor) -> None:
         """Scores (q, g) of the queries from `start` with the items from `left`."""
@@ -174,15 +164,24 @@ class _Side:
         best = self.best[rows, None]
         self.above[rows] += (scores > best).sum(1)
         self.tied[rows] += (scores == best).sum(1)
-        if k := self.scores.shape[1]:
-            new = scores.topk(min(k, scores.shape[1]), dim=1)
-            both = torch.cat([self.scores[rows], new.values], dim=1)  # (q, up to 2k)
-            self.scores[rows], kept = both.topk(k, dim=1)
-            self.rows[rows] = torch.cat([self.rows[rows], new.indices + left], dim=1).gather(1, kept)
+        if self.k:
+            values, items = scores.topk(min(self.k, scores.shape[1]), dim=1)
+            items += left
+            if start in self.kept:
+                values, items = (torch.cat(pair, dim=1) for pair in zip(self.kept[start], (values, items), strict=True))
+                values, places = values.topk(min(self.k, values.shape[1]), dim=1)
+                items = items.gather(1, places)
+            self.kept[start] = values, items
 
-    def found(self, hits: Tensor, queries: Tensor | slice) -> Found:
-        ranks = Ranks(*(found[queries].cpu() for found in (self.above, self.tied, hits, self.best)))
-        return Found(ranks, self.scores[queries].cpu(), self.rows[queries].cpu())
+    def top(self) -> tuple[Tensor, Tensor]:
+        """Scores and rows (Q, k), best first."""
+        if not self.kept:
+            return self.best.new_empty(len(self.best), 0).cpu(), self.above.new_empty(len(self.best), 0).cpu()
+        scores, rows = zip(*(self.kept[start] for start in sorted(self.kept)), strict=True)
+        return torch.cat(scores).cpu(), torch.cat(rows).cpu()
+
+    def found(self, hits: Tensor) -> Found:
+        return Found(Ranks(*(found.cpu() for found in (self.above, self.tied, hits, self.best))), *self.top())
 
 
 def _pair_scores(queries: Tensor, gallery: Tensor, pairs: tuple[Tensor, Tensor]) -> Tensor:
@@ -210,10 +209,10 @@ def search(queries: Array, gallery: Array, relevance: Relevance, k: int = 0) -> 
     query, item = relevance.queries().to(queries.device), relevance.items.to(queries.device)
     own = _pair_scores(queries, gallery, (query, item))
     sides, hits = [], []
-    for rows, count, others in ((query, len(queries), len(gallery)), (item, len(gallery), len(queries))):
+    for rows, count in ((query, len(queries)), (item, len(gallery))):
         best = own.new_full((count,), -torch.inf).scatter_reduce(0, rows, own, "amax")
         hits.append(torch.zeros_like(best, dtype=torch.int64).index_add(0, rows, (own == best[rows]).long()))
-        sides.append(_Side(best, others, k))
+        sides.append(_Side(best, k))
     for start, left, scores in tiles(queries, gallery):
         last = min(start + len(scores), len(relevance))
         entries = slice(int(relevance.offsets[start]), int(relevance.offsets[last]))
@@ -222,22 +221,17 @@ def search(queries: Array, gallery: Array, relevance: Relevance, k: int = 0) -> 
         scores[query[entries][here] - start, item[entries][here] - left] = own[entries][here]
         sides[0].add(start, left, scores)
         sides[1].add(left, start, scores.T)
-    return sides[0].found(hits[0], slice(None)), sides[1].found(hits[1], torch.unique(item))
-
-
-def rank(queries: Array, gallery: Array, relevance: Relevance) -> Ranks:
-    """Rank of the best relevant item of every query by inner product. Errors: as of `search`."""
-    return search(queries, gallery, relevance)[0].ranks
+    return sides[0].found(hits[0]), sides[1].found(hits[1])[torch.unique(item).cpu()]
 
 
 def top(queries: Array, gallery: Array, k: int) -> tuple[Tensor, Tensor]:
     """Scores (Q, k) and gallery rows (Q, k) of the k best, best first."""
     queries, gallery = checked_embeddings(queries, "queries"), checked_embeddings(gallery, "gallery")
     assert 0 < k <= len(gallery)
-    side = _Side(queries.new_zeros(len(queries), dtype=torch.float32), len(gallery), k)
+    side = _Side(queries.new_zeros(len(queries), dtype=torch.float32), k)
     for start, left, scores in tiles(queries, gallery):
         side.add(start, left, scores)
-    return side.scores.cpu(), side.rows.cpu()
+    return side.top()
 
 
 def rerank(plain: Ranks, relevance: Relevance, candidates: tuple[Tensor, Tensor], matches: Tensor) -> Ranks:

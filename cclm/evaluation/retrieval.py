@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cclm.evaluation import metrics
 from cclm.evaluation.encoding import ImageViews, image_identity
-from cclm.evaluation.metrics import Array, Found, Ranks, Relevance, checked_embeddings
+from cclm.evaluation.metrics import Array, Found, Ranks, Relevance
 from cclm.evaluation.report import Provenance, Report
 from cclm.models.encoding import (
     EncodedImages,
@@ -95,34 +95,28 @@ class Direction:
     """One way through the same embeddings."""
 
     name: str
-    queries: Tensor  # (Q, E)
-    gallery: Tensor  # (G, E)
     relevance: Relevance
     images: Tensor  # (Q,) image row that each query belongs to
+    gallery: int
 
     def scores(self, ranks: Ranks, draws: int, seed: int) -> dict[str, object]:
         """Metrics of this direction, ready for a report."""
         result: dict[str, object] = {**metrics.summarise(ranks)}
         if draws:
             result |= metrics.intervals(ranks, self.images, draws, np.random.default_rng(seed))
-        result |= {"queries": len(ranks), "gallery": len(self.gallery)}
-        return result | {"chance": metrics.chance(self.relevance, len(self.gallery))}
+        result |= {"queries": len(ranks), "gallery": self.gallery}
+        return result | {"chance": metrics.chance(self.relevance, self.gallery)}
 
 
-def directions(image_embeddings: Array, text_embeddings: Array, text_image_ids: Array) -> tuple[Direction, Direction]:
+def directions(text_image_ids: Array, images: int) -> tuple[Direction, Direction]:
     """Text to image (every text a query, every image in the gallery) and image to text (any own text is a hit).
 
     An image without a text stays in the gallery of the first and is no query of the second.
     """
-    images, texts = checked_embeddings(image_embeddings, "images"), checked_embeddings(text_embeddings, "texts")
     owners = torch.as_tensor(text_image_ids, dtype=torch.int64).cpu()
-    if len(owners) != len(texts):
-        raise ValueError(f"text_image_ids names {len(owners)} images for {len(texts)} texts; one is needed for each")
-    to_image = Direction("text_to_image", texts, images, Relevance.of(owners, len(images)), owners)
-    captioned, query = torch.unique(owners, return_inverse=True)
-    relevance = Relevance.grouped(query, len(captioned))
-    to_text = Direction("image_to_text", images[captioned.to(images.device)], texts, relevance, captioned)
-    return to_image, to_text
+    relevance = Relevance.of(owners, images)
+    to_image = Direction("text_to_image", relevance, owners, images)
+    return to_image, Direction("image_to_text", relevance.turned(), torch.unique(owners), len(owners))
 
 
 def retrieval_metrics(
@@ -132,8 +126,12 @@ def retrieval_metrics(
 
     Errors: ValueError for embeddings that are empty or not finite, or a text without an image.
     """
-    both = directions(image_embeddings, text_embeddings, text_image_ids)
-    return {way.name: way.scores(metrics.rank(way.queries, way.gallery, way.relevance), draws, seed) for way in both}
+    given, texts = len(text_image_ids), len(text_embeddings)
+    if given != texts:
+        raise ValueError(f"text_image_ids names {given} images for {texts} texts; one is needed for each")
+    both = directions(text_image_ids, len(image_embeddings))
+    found = metrics.search(text_embeddings, image_embeddings, both[0].relevance)
+    return {way.name: way.scores(one.ranks, draws, seed) for way, one in zip(both, found, strict=True)}
 
 
 def evaluate_retrieval(
@@ -161,7 +159,7 @@ def evaluate_retrieval(
     for language, texts in by_language.items():
         logger.info("retrieval: %s, %d %s, %d images", language, len(texts.texts), texts.source, len(seen))
         encoded = encode_texts(model, processor, texts.texts, options.encoding, keep_states=options.rerank > 0)
-        both = directions(images.embeddings, encoded.embeddings, torch.tensor(texts.images))
+        both = directions(torch.tensor(texts.images), len(images.embeddings))
         found = metrics.search(encoded.embeddings, images.embeddings, both[0].relevance, options.rerank)
         stages = {"": found}
         if options.rerank:

@@ -278,9 +278,10 @@ def _items(
     if listed is None:
         return items
     if isinstance(listed, tuple):
-        scores, rows = (tensor[:, :count].tolist() for tensor in listed)
-        for item, names, values in zip(items, rows, scores, strict=True):
-            item |= {"ranked": [way.gallery[row] for row in names], "scores": values}
+        scores, rows = (tensor[:, :count] for tensor in listed)
+        named = np.array(way.gallery, dtype=object)[rows.numpy()].tolist()
+        for item, names, values in zip(items, named, scores.tolist(), strict=True):
+            item |= {"ranked": names, "scores": values}
     else:
         for item, one in zip(items, listed, strict=True):
             item["ranked"] = list(one.items[:count])

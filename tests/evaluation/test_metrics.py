@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from cclm.evaluation import metrics
-from cclm.evaluation.metrics import Relevance
+from cclm.evaluation.metrics import Array, Ranks, Relevance
+
+
+def rank(queries: Array, gallery: Array, relevance: Relevance) -> Ranks:
+    """Of the queries in the gallery."""
+    return metrics.search(queries, gallery, relevance)[0].ranks
 
 
 def tied_problem(seed: int) -> tuple[torch.Tensor, torch.Tensor, list[set[int]]]:
@@ -35,7 +40,7 @@ def all_orders(scores: list[float], relevant: set[int]) -> list[int]:
 @pytest.mark.parametrize("seed", range(12))
 def test_ranks_equal_the_mean_over_all_orders_of_tied_items(seed: int) -> None:
     queries, gallery, relevant = tied_problem(seed)
-    ranks = metrics.rank(queries, gallery, Relevance.of(relevant, len(gallery)))
+    ranks = rank(queries, gallery, Relevance.of(relevant, len(gallery)))
     for query, wanted in enumerate(relevant):
         orders = np.array(all_orders((queries[query] @ gallery.T).tolist(), wanted))
         assert ranks.expected()[query] == pytest.approx(orders.mean())
@@ -72,7 +77,7 @@ def test_the_way_back_is_the_search_the_other_way_round(seed: int) -> None:
     relevance = Relevance.of(relevant, len(gallery))
     _, back = metrics.search(queries, gallery, relevance)
     asked = torch.unique(relevance.items)
-    turned = metrics.rank(gallery[asked], queries, relevance.turned())
+    turned = rank(gallery[asked], queries, relevance.turned())
     for name in ("above", "tied", "hits", "best"):
         assert torch.equal(getattr(back.ranks, name), getattr(turned, name))
 
@@ -92,29 +97,26 @@ def test_duplicates_tie_wherever_they_stand() -> None:
     original = torch.nn.functional.normalize(torch.randn(101, 67, generator=generator), dim=1)
     gallery = torch.cat([original, original.flip(0), original])
     queries = torch.nn.functional.normalize(torch.randn(50, 67, generator=generator), dim=1)
-    ranks = metrics.rank(queries, gallery, Relevance.of(torch.arange(50), len(gallery)))
+    ranks = rank(queries, gallery, Relevance.of(torch.arange(50), len(gallery)))
     assert torch.equal(ranks.tied, torch.full((50,), 3))
     assert torch.equal(ranks.above % 3, torch.zeros(50, dtype=torch.int64))
 
 
 def test_constant_scores_are_chance() -> None:
     relevance = Relevance.of([{0}, {1, 2}, {3, 4, 5}], 40)
-    ranks = metrics.rank(torch.ones(3, 4), torch.ones(40, 4), relevance)
+    ranks = rank(torch.ones(3, 4), torch.ones(40, 4), relevance)
     recalls = metrics.summarise(ranks)
     for name, value in metrics.chance(relevance, 40).items():
         assert recalls[name] == pytest.approx(value)
     assert recalls["R@1"] == pytest.approx(100 * (1 + 2 + 3) / 3 / 40)
 
 
-def test_owners_give_the_other_direction() -> None:
-    owners = torch.tensor([2, 0, 1, 0, 2, 2])
-    relevance = Relevance.grouped(owners, 3)
+def test_relevance_turned_is_the_other_direction() -> None:
+    relevance = Relevance.of([{2}, {0, 4}, {1}, {0}, {2}, {2, 1}], 5).turned()
     groups = [
         set(relevance.items[a:b].tolist()) for a, b in zip(relevance.offsets, relevance.offsets[1:], strict=False)
     ]
-    assert groups == [{1, 3}, {2}, {0, 4, 5}]
-    with pytest.raises(ValueError, match="at least once"):
-        Relevance.grouped(owners, 4)
+    assert groups == [{1, 3}, {2, 5}, {0, 4, 5}, {1}]  # of items 0, 1, 2 and 4: nobody asks for 3
 
 
 def reranked_order(scores: torch.Tensor, rows: list[int], match: list[float]) -> list[int]:
@@ -128,7 +130,7 @@ def test_rerank_equals_the_reordered_list(seed: int) -> None:
     queries, gallery = torch.randn(9, 4, generator=generator), torch.randn(12, 4, generator=generator)
     relevant = [set(torch.randperm(12, generator=generator)[:count].tolist()) for count in (1, 1, 1, 2, 2, 3, 1, 1, 4)]
     relevance = Relevance.of(relevant, 12)
-    plain = metrics.rank(queries, gallery, relevance)
+    plain = rank(queries, gallery, relevance)
     candidates = metrics.top(queries, gallery, 5)
     matches = torch.randn(9, 5, generator=generator)
     ranks = metrics.rerank(plain, relevance, candidates, matches)
@@ -141,7 +143,7 @@ def test_rerank_with_ties_at_the_edge_of_the_candidates() -> None:
     # Scores 1, 0, 0, 0: two candidates, the relevant row 3 is not among them but level with the second.
     queries, gallery = torch.tensor([[1.0]]), torch.tensor([[1.0], [0.0], [0.0], [0.0]])
     relevance = Relevance.of([3], 4)
-    plain = metrics.rank(queries, gallery, relevance)
+    plain = rank(queries, gallery, relevance)
     scores, rows = metrics.top(queries, gallery, 2)
     assert 3 not in rows
     ranks = metrics.rerank(plain, relevance, (scores, rows), torch.tensor([[0.3, 0.3]]))
@@ -154,7 +156,7 @@ def test_intervals_hold_the_mean_repeat_by_seed_and_widen_for_grouped_queries() 
     images = torch.nn.functional.normalize(torch.randn(60, 16, generator=generator), dim=1)
     owners = torch.arange(60).repeat_interleave(5)
     queries = images[owners] + 0.35 * torch.randn(60, 16, generator=generator)[owners]  # captions of one image agree
-    ranks = metrics.rank(queries, images, Relevance.of(owners, 60))
+    ranks = rank(queries, images, Relevance.of(owners, 60))
     grouped = metrics.intervals(ranks, owners, 500, np.random.default_rng(0))
     single = metrics.intervals(ranks, torch.arange(300), 500, np.random.default_rng(0))
     recall = metrics.summarise(ranks)["R@1"]
@@ -170,7 +172,7 @@ def test_not_finite_is_an_error_that_names_the_row(value: float) -> None:
     gallery = torch.ones(4, 2)
     gallery[2, 1] = value
     with pytest.raises(ValueError, match=r"gallery: 1 of 4 .* row 2"):
-        metrics.rank(torch.ones(1, 2), gallery, Relevance.of([0], 4))
+        rank(torch.ones(1, 2), gallery, Relevance.of([0], 4))
 
 
 @pytest.mark.parametrize(
@@ -183,8 +185,8 @@ def test_wrong_relevance_is_an_error(relevant: list, message: str) -> None:
 
 def test_widths_and_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="width 3, the gallery 2"):
-        metrics.rank(torch.ones(1, 3), torch.ones(1, 2), Relevance.of([0], 1))
+        rank(torch.ones(1, 3), torch.ones(1, 2), Relevance.of([0], 1))
     with pytest.raises(ValueError, match="given for 2 queries"):
-        metrics.rank(torch.ones(1, 2), torch.ones(1, 2), Relevance.of([0, 0], 1))
+        rank(torch.ones(1, 2), torch.ones(1, 2), Relevance.of([0, 0], 1))
     with pytest.raises(ValueError, match="shape"):
-        metrics.rank(torch.ones(0, 2), torch.ones(1, 2), Relevance.of([], 1))
+        rank(torch.ones(0, 2), torch.ones(1, 2), Relevance.of([], 1))
