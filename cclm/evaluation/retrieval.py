@@ -149,7 +149,7 @@ def evaluate_retrieval(
     `rerank` on a model without a matching head.
     """
     options = options or RetrievalOptions()
-    if options.rerank and not all(hasattr(model, part) for part in ("project", "fuse", "match_logits", "scale")):
+    if options.rerank and not all(hasattr(model, part) for part in ("project", "fuse_first", "match_logits", "scale")):
         raise ValueError(f"rerank is {options.rerank}, but {type(model).__name__} has no matching head; give 0")
     seen: list[Record] = []
     noted = _noted(records, seen)

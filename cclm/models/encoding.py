@@ -21,6 +21,8 @@ from cclm.types import Encoder, Memory, TextInput, View
 # Images whose keys and values stand in memory at once while pairs are matched: 12 layers of 1024 x 145 patches each
 # take 14 MB per image.
 MATCH_IMAGES = 32
+# Pairs whose images' keys and values are read at once by a CPU: more of them leave its cache.
+CPU_PAIRS = 32
 
 Item = TypeVar("Item")
 MatchScore: TypeAlias = Literal["log_odds", "logit"]
@@ -39,7 +41,9 @@ class Matcher(Encoder, Protocol):
 
     def project(self, context: View) -> Memory: ...
 
-    def fuse(self, target: View, context: View | Memory) -> Tensor: ...
+    def fuse_ahead(self, target: View) -> View: ...
+
+    def fuse_first(self, ahead: View, memory: Memory) -> Tensor: ...
 
     def match_logits(self, fused: Tensor) -> Tensor: ...
 
@@ -205,30 +209,48 @@ def match_logits(
 ) -> Tensor:
     """The matching head's logits (P, 2) float32 for pairs (P, 2) of (image row, text row); class 1 = a match.
 
-    An image's keys and values are projected once, for all the texts it is paired with; equal pairs are matched once.
+    An image's keys and values are projected once, for all the texts it is paired with; a text is read as far as it can
+    be without an image once, for all its images; equal pairs are matched once.
     """
     assert images.distinct.states.shape[1] and texts.states
     pairs = torch.stack([images.rows[pairs[:, 0]], texts.rows[pairs[:, 1]]], dim=1)
     pairs, inverse = torch.unique(pairs, dim=0, return_inverse=True)
-    lengths = torch.tensor([len(states) for states in texts.states])
+    read, local = torch.unique(pairs[:, 1], return_inverse=True)  # the texts that are in any pair
+    ahead = _ahead(model, texts, read, options)
+    lengths = torch.tensor([len(states) for states in ahead])
     chunk = pairs[:, 0] // MATCH_IMAGES
-    order = torch.argsort(chunk * (int(lengths.max()) + 1) + lengths[pairs[:, 1]])  # by chunk, then by length
+    order = torch.argsort(chunk * (int(lengths.max()) + 1) + lengths[local])  # by chunk, then by length
     found = torch.empty(len(pairs), 2)
     starts = [0, *(chunk[order].diff().nonzero().flatten() + 1).tolist(), len(pairs)]
     with inference(model, options) as device:
+        size = min(options.pair_batch, CPU_PAIRS) if device.type == "cpu" else options.pair_batch
         for start, stop in pairwise(starts):
-            rows, local = torch.unique(pairs[order[start:stop], 0], return_inverse=True)
+            rows, places = torch.unique(pairs[order[start:stop], 0], return_inverse=True)
             memory = model.project(images.distinct.select(rows).to(device))
-            for left in range(start, stop, options.pair_batch):
-                chosen = order[left : min(left + options.pair_batch, stop)]
-                target = _padded(texts, pairs[chosen, 1]).to(device)
-                sources = local[left - start : left - start + len(chosen)].to(device)
-                found[chosen] = model.match_logits(model.fuse(target, memory.select(sources))).float().cpu()
+            for chosen, sources in zip(order[start:stop].split(size), places.split(size), strict=True):
+                states = [ahead[row] for row in local[chosen].tolist()]
+                target = _padded(states, texts.distinct[pairs[chosen, 1]]).to(device)
+                fused = model.fuse_first(target, memory.select(sources.to(device)))
+                found[chosen] = model.match_logits(fused).float().cpu()
     return found[inverse]
 
 
-def _padded(texts: EncodedTexts, rows: Tensor) -> View:
-    states = [texts.states[row] for row in rows.tolist()]
+def _ahead(model: Matcher, texts: EncodedTexts, rows: Tensor, options: EncodingOptions) -> list[Tensor]:
+    """States (L, D) of the distinct texts in `rows`, as far as fusing comes without an image."""
+    lengths = torch.tensor([len(texts.states[row]) for row in rows.tolist()])
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    for chosen in lengths.argsort().split(options.text_batch):
+        with inference(model, options) as device:
+            own = rows[chosen]
+            target = _padded([texts.states[row] for row in own.tolist()], texts.distinct[own]).to(device)
+            states = model.fuse_ahead(target).states.cpu()
+        for place, row, length in zip(chosen.tolist(), states, lengths[chosen].tolist(), strict=True):
+            found[place] = row[:length].clone()
+    return found
+
+
+def _padded(states: list[Tensor], embeddings: Tensor) -> View:
+    """Texts of states (L, D) as one view."""
     lengths = torch.tensor([len(state) for state in states])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (P, L)
-    return View(pad_sequence(states, batch_first=True), mask, texts.distinct[rows])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, L)
+    return View(pad_sequence(states, batch_first=True), mask, embeddings)

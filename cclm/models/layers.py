@@ -120,20 +120,28 @@ class Block(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor | None, context: ProjectedContext | None = None) -> Tensor:
         """`states` (B, L, D), `mask` (B, 1, 1, L) bool; without a context the cross-attention is skipped."""
-        states = self._residual(states, self.attention_norm, lambda x: self._read_self(x, mask))
+        return self.read(self.attend(states, mask), context)
+
+    def attend(self, states: Tensor, mask: Tensor | None, first: int | None = None) -> Tensor:
+        """The part that reads no context: self-attention. Of the `first` states only, or all: (B, first or L, D)."""
+
+        def part(x: Tensor) -> Tensor:
+            return self.attention(x[:, :first], *self.attention.project(x), mask)
+
+        return self._residual(states, self.attention_norm, part, first)
+
+    def read(self, states: Tensor, context: ProjectedContext | None) -> Tensor:
+        """The rest: cross-attention, where there is a context, and feed-forward; for each state by itself."""
         if context is not None:
             assert self.cross_attention is not None, "a text layer was handed a context"
             cross = self.cross_attention
             states = self._residual(states, self.cross_attention_norm, lambda x: cross(x, *context))
         return self._residual(states, self.feed_forward_norm, lambda x: self.contract(F.gelu(self.expand(x))))
 
-    def _read_self(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        return self.attention(states, *self.attention.project(states), mask)
-
-    def _residual(self, states: Tensor, norm: nn.LayerNorm, part: Part) -> Tensor:
+    def _residual(self, states: Tensor, norm: nn.LayerNorm, part: Part, first: int | None = None) -> Tensor:
         if self.pre_norm:
-            return states + self.dropout(part(norm(states)))
-        return norm(states + self.dropout(part(states)))
+            return states[:, :first] + self.dropout(part(norm(states)))
+        return norm(states[:, :first] + self.dropout(part(states)))
 
 
 class Stack(nn.Module):
@@ -151,9 +159,7 @@ class Stack(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor | None, contexts: list[ProjectedContext] | None = None) -> Tensor:
         """`states` (B, L, D), `mask` (B, L) or (B, L, L) bool or None; a context per block, or none at all."""
-        attend = None
-        if mask is not None:
-            attend = mask[:, None] if mask.dim() == 3 else mask[:, None, None, :]  # (B, 1, L or 1, L)
+        attend = _attended(mask)
         for index, block in enumerate(self.blocks):
             context = None if contexts is None else contexts[index]
             if self.checkpointing and self.training:
@@ -161,6 +167,27 @@ class Stack(nn.Module):
             else:
                 states = block(states, attend, context)
         return self.norm(states)
+
+    def ahead(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """As far as `forward` comes before it reads a context (B, L, D): the same for any that `resumed` then reads."""
+        return self.blocks[0].attend(states, _attended(mask))
+
+    def resumed(
+        self, states: Tensor, mask: Tensor | None, contexts: list[ProjectedContext], first: int | None = None
+    ) -> Tensor:
+        """What `forward` makes of states that `ahead` has begun; the `first` of them, or all: (B, first or L, D)."""
+        attend, last = _attended(mask), len(self.blocks) - 1
+        for index, (block, context) in enumerate(zip(self.blocks, contexts, strict=True)):
+            told = first if index == last else None
+            states = block.attend(states, attend, told) if index else states[:, :told]
+            states = block.read(states, context)
+        return self.norm(states)
+
+
+def _attended(mask: Tensor | None) -> Tensor | None:
+    if mask is None:
+        return None
+    return mask[:, None] if mask.dim() == 3 else mask[:, None, None, :]  # (B, 1, L or 1, L)
 
 
 class Embeddings(nn.Module):

@@ -171,11 +171,28 @@ class CCLMModel(Inference, PreTrainedModel):
         fused = self.fusion(target.states, target.mask, memory.contexts())
         if self.config.pooling == "first":
             return fused
-        first = self._pool(fused, target.mask)  # (B, D)
+        return torch.cat([self._fused_pool(fused, target, memory), fused[:, 1:]], dim=1)
+
+    def _fused_pool(self, fused: Tensor, target: View, memory: Memory) -> Tensor:
+        """Mean of fused states (B, L, D), with what the two embeddings say -> (B, 1, D)."""
+        first = self._pool(fused, target.mask)
         if self.embedding_fusion is not None:
             product = self.config.embedding_size * target.embedding * memory.embedding  # (B, E), its mean the cosine
             first = first + self.embedding_fusion(product.to(first.dtype))
-        return torch.cat([first.unsqueeze(1), fused[:, 1:]], dim=1)
+        return first.unsqueeze(1)
+
+    def fuse_ahead(self, target: View) -> View:
+        """A target as far as `fuse` can read it without a context, for `fuse_first` in the light of many."""
+        return View(self.fusion.ahead(target.states, target.mask), target.mask, target.embedding)
+
+    def fuse_first(self, ahead: View, memory: Memory) -> Tensor:
+        """The first state (B, 1, D) of what `fuse` gives, which is all that `match_logits` reads.
+
+        `ahead`: of `fuse_ahead`.
+        """
+        if self.config.pooling == "first":
+            return self.fusion.resumed(ahead.states, ahead.mask, memory.contexts(), first=1)
+        return self._fused_pool(self.fusion.resumed(ahead.states, ahead.mask, memory.contexts()), ahead, memory)
 
     # -- heads -------------------------------------------------------------------------------------------------------
 

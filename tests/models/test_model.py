@@ -213,6 +213,30 @@ def test_a_memory_equals_its_view() -> None:
     assert model.match_logits(expected).shape == (3, 2)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"fusion_layers": 1},
+        {"fusion_layers": 3, "pre_norm": True},
+        {"pooling": "mean", "fuse_embeddings": True},
+        {"images_per_text": 2},
+    ],
+)
+def test_the_first_state_of_many_contexts_needs_less_than_fusing_each(changes: dict[str, object]) -> None:
+    model = tiny(**changes)
+    target, contexts = model.encode_text(*texts(3, 8)), 4
+    pixels = torch.randn(contexts, 2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    view = model.encode_images(pixels) if model.config.images_per_text == 2 else model.encode_image(pixels[:, 0])
+    ahead, memory = model.fuse_ahead(target), model.project(view)
+    for context in range(contexts):
+        own = memory.select(torch.full((3,), context))
+        first = model.fuse_first(ahead, own)
+        assert first.shape == (3, 1, 48)
+        assert torch.allclose(first[:, 0], model.fuse(target, own)[:, 0], atol=1e-5)
+        assert torch.allclose(model.match_logits(first), model.match_logits(model.fuse(target, own)), atol=1e-5)
+
+
 def test_mlm_logits_are_those_of_the_positions_asked_for() -> None:
     model = tiny()
     fused = model.fuse(model.encode_text(*texts(2, 7)), model.encode_image(torch.randn(2, 3, 32, 32)))
