@@ -156,6 +156,9 @@ def cached(
 
 def _described(result: Result, test: TestSet, system: System, pictures: PictureFiles, options: RunOptions) -> Result:
     notes = [*result.notes, *options.notes, *([pictures.note] if pictures.note and test.images() else [])]
+    if options.rerank and isinstance(test, Captions):
+        weight = f" with {options.rerank_similarity:g} x similarity" if options.rerank_similarity else ""
+        notes.append(f"the {options.rerank} best of each query reordered by the matching head{weight}")
     if options.translator:
         notes.append(f"translated to English by {options.translator}")
     provenance = {

@@ -189,6 +189,8 @@ def test_two_stages_equal_those_of_evaluate_retrieval(
             assert scores(plain, way)[name] == pytest.approx(wanted[way][name])
             assert scores(both, way)[name] == pytest.approx(wanted[f"{way}_rerank"][name])
     assert scores(plain) != scores(both)
+    assert any(note.startswith("the 6 best of each query reordered") for note in both.result.notes)
+    assert not any("reordered" in note for note in plain.result.notes)
     assert not tiny.pairs._held  # let go of
 
 
