@@ -106,10 +106,11 @@ def bars(survey: Survey, view: View, lines: Sequence[Line]) -> Figure:
     height = 1.1 + (2.5 if count < 3 else 1.8) * count + 0.07 * len(shown)
     figure = Figure(figsize=(_width(shown, size), height), layout="constrained")
     panels = figure.subplots(len(rows), 1, sharey=True, squeeze=False)[:, 0]
-    top = max(value.value for series in shown for name in languages if (value := series.value(name)) is not None)
+    numbers = [number for series in shown for name in languages if (number := series.value(name)) is not None]
+    top = max(number.interval[1] if number.interval else number.value for number in numbers)
     for axes, names in zip(panels, rows, strict=True):
         _groups(axes, shown, names, size)
-        axes.set_ylim(0, min(100.0, 1.1 * top + 1))
+        axes.set_ylim(0, min(101.0, 1.05 * top + 1))
         axes.set_ylabel(f"{_metric(view)}, %")
     _finish(figure, view, lines[0].head.regime, shown, left_out)
     return figure
@@ -214,6 +215,8 @@ def curves(survey: Survey, view: View) -> Figure | None:
     shown, left_out = _chosen(last)
     languages = list(dict.fromkeys(name for line in last if line.own for name in line.numbers))
     panels = [AVERAGE, *languages] if len(languages) > 1 else languages
+    if not panels:  # of one point there is no curve
+        return None
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(max(5.2, 0.6 + 2.35 * columns), 1.3 + 2.0 * rows), layout="constrained")
