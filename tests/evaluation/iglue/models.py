@@ -9,8 +9,15 @@ import sentencepiece
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AltCLIPConfig,
+    AltCLIPModel,
+    AltCLIPProcessor,
     BertConfig,
     BertModel,
+    ChineseCLIPConfig,
+    ChineseCLIPImageProcessor,
+    ChineseCLIPModel,
+    ChineseCLIPProcessor,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -24,9 +31,15 @@ from transformers import (
     MBart50Tokenizer,
     MBartConfig,
     MBartForConditionalGeneration,
+    MetaClip2Config,
+    MetaClip2Model,
     NllbTokenizer,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+    Siglip2Processor,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
@@ -82,6 +95,34 @@ def siglip(folder: Path, texts: list[str]) -> Path:
     text = TEXT | {"vocab_size": len(words), "max_position_embeddings": 64, "projection_size": WIDTH}
     SiglipModel(SiglipConfig(text_config=text, vision_config=VISION)).save_pretrained(folder)
     SiglipProcessor(SiglipImageProcessor(size={"height": SIZE, "width": SIZE}), words).save_pretrained(folder)
+    return folder
+
+
+def dual_encoder(family: str, folder: Path, texts: list[str]) -> Path:
+    """Of the families that are neither CLIP nor SigLIP."""
+    torch.manual_seed(7)
+    words = tokenizer(texts, 64)
+    tokens = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    text = TEXT | tokens | {"vocab_size": len(words), "pad_token_id": words.pad_token_id, "max_position_embeddings": 80}
+    both = {"vision_config": VISION, "projection_dim": 8}
+    crop = {"height": SIZE, "width": SIZE}
+    plain = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=crop)
+    if family == "chinese_clip":
+        model = ChineseCLIPModel(ChineseCLIPConfig(text_config=text, **both))
+        processor = ChineseCLIPProcessor(ChineseCLIPImageProcessor(size=crop, crop_size=crop), words)
+    elif family == "altclip":
+        model = AltCLIPModel(AltCLIPConfig(text_config=text | {"project_dim": WIDTH}, **both))
+        processor = AltCLIPProcessor(plain, words)
+    elif family == "metaclip_2":
+        model = MetaClip2Model(MetaClip2Config(text_config=text, **both))
+        processor = CLIPProcessor(plain, words)
+    else:
+        text = TEXT | {"vocab_size": len(words), "max_position_embeddings": 64, "projection_size": WIDTH}
+        vision = {name: value for name, value in VISION.items() if name != "image_size"} | {"num_patches": 16}
+        model = Siglip2Model(Siglip2Config(text_config=text, vision_config=vision))
+        processor = Siglip2Processor(Siglip2ImageProcessor(patch_size=16, max_num_patches=16), words)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 

@@ -70,6 +70,22 @@ def test_siglip_reads_lower_case_and_all_of_its_64_positions(siglip: Path) -> No
     assert system.dual.embed_images(IMAGES).shape == (3, models.WIDTH)
 
 
+@pytest.mark.parametrize(
+    ("family", "tokens"), [("chinese_clip", 52), ("altclip", 77), ("metaclip_2", 80), ("siglip2", 64)]
+)
+def test_other_families_embed_alone_as_in_a_batch(family: str, tokens: int, tmp_path: Path) -> None:
+    system = opened(models.dual_encoder(family, tmp_path, TEXTS))
+    assert system.kind == f"{family} dual encoder" and system.dual.tokens == tokens
+    for embed, inputs in (
+        (lambda given: system.dual.embed_texts(given, "en"), TEXTS),
+        (system.dual.embed_images, IMAGES),
+    ):
+        found = embed(inputs)
+        alone = torch.cat([embed([one]) for one in inputs])
+        assert torch.allclose(found, alone, atol=1e-5) and found.std(0).max() > 1e-4
+        assert torch.allclose(found.norm(dim=1), torch.ones(len(inputs)))
+
+
 def test_sentence_transformers_of_texts_alone_embed_texts_alone(sentences: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
