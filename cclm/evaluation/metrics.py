@@ -149,6 +149,16 @@ class Found:
         return Found(self.ranks[queries], self.scores[queries], self.rows[queries])
 
 
+def highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest of scores (q, g), best first, and their columns: (q, k) both."""
+    if scores.device.type != "cpu":
+        return scores.topk(k, dim=1)
+    found = scores.numpy()  # whose partition takes a third of the time of torch's on a processor
+    columns = np.argpartition(found, -k, axis=1)[:, -k:]
+    values, order = torch.from_numpy(np.take_along_axis(found, columns, axis=1)).sort(dim=1, descending=True)
+    return values, torch.from_numpy(columns).gather(1, order)
+
+
 class _Side:
     """What one direction has seen of the scores so far. `best` (Q,): of each query's relevant items."""
 
@@ -162,14 +172,14 @@ class _Side:
         """Scores (q, g) of the queries from `start` with the items from `left`."""
         rows = slice(start, start + len(scores))
         best = self.best[rows, None]
-        self.above[rows] += (scores > best).sum(1)
-        self.tied[rows] += (scores == best).sum(1)
+        self.above[rows] += (scores > best).sum(1, dtype=torch.int32)
+        self.tied[rows] += (scores == best).sum(1, dtype=torch.int32)
         if self.k:
-            values, items = scores.topk(min(self.k, scores.shape[1]), dim=1)
+            values, items = highest(scores, min(self.k, scores.shape[1]))
             items += left
             if start in self.kept:
                 values, items = (torch.cat(pair, dim=1) for pair in zip(self.kept[start], (values, items), strict=True))
-                values, places = values.topk(min(self.k, values.shape[1]), dim=1)
+                values, places = highest(values, min(self.k, values.shape[1]))
                 items = items.gather(1, places)
             self.kept[start] = values, items
 
