@@ -24,6 +24,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from cclm.cli import main, parse
+from cclm.evaluation import task as tasks
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor
 from cclm.objectives.base import pair_losses
@@ -120,6 +121,14 @@ def test_paths_and_configurations_exist() -> None:
     assert not [word for word in named if word not in written_here and not list(ROOT.glob(word.rstrip(".")))]
     configurations = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").glob("*/*.yaml")}
     assert configurations <= set(named)
+
+
+def test_every_task_and_protocol_is_listed() -> None:
+    section = README.split("## Score it on IGLUE")[1].split("\n## ")[0]
+    for task in map(tasks.find, tasks.names()):
+        row = next(line for line in section.splitlines() if line.startswith("| `") and f"`{task.name}`" in line)
+        for protocol in task.protocols:
+            assert f"`{protocol.name}`" in row, (task.name, protocol.name)
 
 
 def test_figures_are_those_of_the_results() -> None:
