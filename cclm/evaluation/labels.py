@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -64,12 +65,16 @@ def _numbered(number: int, labels: tuple[str, ...], truth: dict[bool, str] | Non
 
 
 def _highest(scores: list[Any], labels: tuple[str, ...]) -> str:
-    if len(scores) != len(labels) or not all(type(score) in (int, float) for score in scores):
+    if len(scores) != len(labels) or not all(map(_finite, scores)):
         raise LabelError(f"a list of {len(scores)} is no label; give {_allowed(labels)}, or a score for each in order")
     best = max(scores)
     if scores.count(best) != 1:
         raise LabelError(f"no one of the scores {scores[:5]} is highest; give the label that was chosen")
     return labels[scores.index(best)]
+
+
+def _finite(score: Any) -> bool:
+    return type(score) in (int, float) and math.isfinite(score)
 
 
 def _allowed(labels: tuple[str, ...]) -> str:

@@ -7,6 +7,7 @@ that IGLUE ships have no ids, and stand in the order of the captions.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from cclm.evaluation.ways import Ranking, Way, ways
 from cclm.storage import whole_file
 
 IDS = ("questionId", "question_id", "id", "pairID", "identifier", "qid")
-ANSWERS = ("prediction", "answer", "label", "pred")
+ANSWERS = ("prediction", "pred", "answer", "label")  # where several stand there, the later may be what is right
 RANKED = ("ranked", "ranking")
 
 Rankings: TypeAlias = dict[str, dict[str, Ranking]]  # direction -> id of the query -> list
@@ -140,7 +141,7 @@ def _ranking(path: Path, query: str, row: Any, way: Way) -> Ranking:
         raise ValueError(f"{path}: the list of query {query!r} is {str(row)[:40]!r}; give gallery rows or ids")
     scored = bool(row) and all(isinstance(entry, tuple) for entry in row)
     if scored:
-        if not all(type(score) in (int, float) for _, score in row):
+        if not all(type(score) in (int, float) and math.isfinite(score) for _, score in row):
             raise ValueError(f"{path}: scores of query {query!r} are no numbers")
         row = sorted(row, key=lambda entry: -entry[1])
     names = []
@@ -160,6 +161,8 @@ def _parsed(path: Path, plain: bool = False) -> Any:
     text = "\n".join(read_lines(path))
     try:
         return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be predictions; write it again") from None
     except ValueError as whole:
         if isinstance(whole, RepeatedError):
             raise ValueError(f"{path}: {whole}") from None

@@ -81,13 +81,12 @@ def score_answers(
     notes = (f"predictions beside the test's, not scored: {others:,}",) if others else ()
     if isinstance(test, Questions):
         asked: Sequence[Question] = test.questions
-        loose, choices = test.protocol.match == "contains", len(test.labels)
-        known = frozenset(test.labels)
-        if known and not loose and (strange := sum(answers[name] not in known for name in test.ids)):
-            notes += (f"answers that are none of the {choices:,} labels: {strange:,}, count as wrong",)
+        loose, choices = test.protocol.match == "contains", frozenset(test.labels)
     else:
         asked = [Question(picture.id, (picture.image,), "", picture.label) for picture in test.pictures]
-        loose, choices = False, len(test.names)
+        loose, choices = False, frozenset(test.names)
+    if choices and not loose and (strange := sum(answers[name] not in choices for name in test.ids)):
+        notes += (f"answers that are none of the {len(choices):,} labels: {strange:,}, count as wrong",)
     right = np.array(
         [
             question.label is not None
@@ -103,7 +102,7 @@ def score_answers(
     if (consistency := _consistency(asked, right)) is not None:
         scores |= consistency
     if choices:
-        scores["chance"] = 100 / choices
+        scores["chance"] = 100 / len(choices)
     items = [
         {
             "id": question.id,

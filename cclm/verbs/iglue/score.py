@@ -38,15 +38,17 @@ def run(given: Namespace) -> None:
     from dataclasses import replace
 
     from cclm.evaluation.task import DataFolder, find
+    from cclm.storage import file_hash
 
     task, data = find(given.task), DataFolder(given.data)
     protocol = task.protocol(given.protocol)
     test = task.test_set(data, given.language, protocol, whole=not given.partial)
     scored, others = _scored(given, task, data, test)
-    result = replace(scored.result, system=given.system)
+    provenance: dict[str, Any] = {"predictions": given.predictions.name, "sha256": file_hash(given.predictions)}
     if others:
         told = {other.protocol: {"items": other.items, "accuracy": other.scores["accuracy"]} for other in others}
-        result = replace(result, provenance={"other_protocols": told})
+        provenance["other_protocols"] = told
+    result = replace(scored.result, system=given.system, provenance=provenance)
     if given.json:
         print(json.dumps(result.to_dict(), ensure_ascii=False))
     else:

@@ -70,6 +70,12 @@ def test_answers_in_every_form(tmp_path: Path, rows: list[dict[str, Any]]) -> No
     assert score_answers(test, wanted, POINT).result.scores["accuracy"] == 50.0
 
 
+def test_what_is_right_is_not_taken_for_what_was_said(tmp_path: Path) -> None:
+    test = questions(ENTAILMENT, ["neutral", "neutral"])
+    rows = [{"id": "q0", "label": 1, "answer": "entailment"}, {"id": "q1", "answer": "neutral", "pred": "entailment"}]
+    assert predictions.read_answers(stored(tmp_path, rows), test) == {"q0": "entailment", "q1": "entailment"}
+
+
 def test_ids_may_be_numbers(tmp_path: Path) -> None:
     test = questions(TRUTHS, ["True"])
     assert predictions.read_answers(stored(tmp_path, [{"id": 7, "label": True}]), test) == {"7": "True"}
@@ -105,6 +111,7 @@ def test_texts_of_a_long_list_are_taken_as_they_stand() -> None:
         ([0.5, 0.5], "a list of 2 is no label"),
         ([0.4, 0.4, 0.2], "no one of the scores"),
         (["a", "b", "c"], "a list of 3 is no label"),
+        ([0.1, float("nan"), 0.2], "a list of 3 is no label"),
         ({"neutral": 1}, "is no label"),
     ],
 )
@@ -175,6 +182,7 @@ def test_order_does_not_matter_and_strange_answers_are_counted(bundle: Path, tmp
         (b'{"q0": 1, "q1": 2, "q0": 1}', "1 ids stand there more than once, first 'q0'"),
         (b"", "is empty"),
         (b"\n\n", "is empty"),
+        (b"[" * 100_000, "nested too deeply"),
         (pickle.dumps({"q0": 1}), "no UTF-8 text|no JSON"),
         (b"\xff\xfe[\x00", "no UTF-8 text"),
         (b"q0 neutral\n", "is cut or no JSON"),
@@ -264,6 +272,7 @@ Lists = Callable[[list[list[Any]]], Any]
         (lambda rows: [{"id": "0.jpg#0", "ranked": rows[0]}] * 2, "1 queries repeat, first '0.jpg#0'"),
         (lambda rows: [{"id": "0.jpg#0", "ranked": rows[0], "scores": [1]}], "no lists of one length"),
         (lambda rows: [{"id": "0.jpg#0", "ranked": [1], "scores": ["a"]}], "scores of query '0.jpg#0' are no numbers"),
+        (lambda rows: [{"id": "0.jpg#0", "ranked": [1], "scores": [float("nan")]}], "'0.jpg#0' are no numbers"),
         (lambda rows: [{"id": "0.jpg#0", "ranked": [1], "direction": "up"}], "allowed: text_to_image, image_to_text"),
     ],
 )
