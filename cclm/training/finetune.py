@@ -38,7 +38,7 @@ _ACCELERATORS = {"cuda": "gpu"}  # what Lightning calls otherwise than torch
 class Training:
     """One model to be trained: from the folder `start`, by a config without paths, the best step by `dev` (None: the
     last). `labels`: a list or a file of those that a new head chooses among, None where the model has them.
-    `resumable`: long enough to keep a checkpoint after every epoch.
+    `resumable`: long enough to keep a checkpoint after every epoch. `notes`: what is to be said of its numbers.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Training:
     dev: ShardSet | None
     labels: list[str] | str | None = None
     resumable: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,22 @@ class Tuned:
     folder: Path
     value: float | None = None
     about: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Path) -> Tuned:
+        """A folder by whomever, with what is known of it where a run of ours has made it. Errors: ValueError."""
+        finished = model.parent / FINISHED
+        if not finished.is_file():
+            return cls(model)
+        try:
+            about = json.loads(finished.read_text(encoding="utf-8"))
+            return cls(model, about["value"], about | {"notes": tuple(about["notes"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{finished} is damaged ({error}); remove its folder, and it is trained again") from None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.about.get("notes", ())
 
 
 @dataclass
@@ -74,8 +91,7 @@ class Models:
         model, finished = folder / "pretrained", folder / FINISHED
         if not (finished.is_file() and model.is_dir()):
             self._fit(training, folder)
-        about = json.loads(finished.read_text(encoding="utf-8"))
-        return Tuned(model, about["value"], about)
+        return Tuned.of(model)
 
     def forget(self, tuned: Tuned) -> None:
         """Remove the weights of a model that was not chosen; its dev score stays."""
@@ -84,10 +100,7 @@ class Models:
     def known(self, training: Training) -> Tuned | None:
         """What is known of a model that was trained, perhaps without its weights."""
         folder = self.root / "models" / f"{training.name}-{self._key(training)}"
-        if not (folder / FINISHED).is_file():
-            return None
-        about = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
-        return Tuned(folder / "pretrained", about["value"], about)
+        return Tuned.of(folder / "pretrained") if (folder / FINISHED).is_file() else None
 
     def _fit(self, training: Training, folder: Path) -> None:
         config = _placed(training, folder, self.device)
@@ -107,7 +120,7 @@ class Models:
         choice = Choice.read(folder / "pretrained")
         about = {
             "value": choice.value if choice is not None else None,
-            "chosen": str(choice) if choice is not None else "the last step",
+            "chosen": f"step {choice.step:,} by {choice.metric}" if choice is not None else "the last step",
             "train": str(training.train.split),
             "examples": examples,
             "dev": str(training.dev.split) if training.dev is not None else "",
@@ -115,6 +128,7 @@ class Models:
             "steps": steps,
             "seconds": round(time.monotonic() - started, 1),
             "date": date.today().isoformat(),
+            "notes": training.notes,
         }
         with whole_file(folder / FINISHED) as partial:
             partial.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -161,6 +175,9 @@ def _placed(training: Training, folder: Path, device: torch.device) -> Config:
     }
     if training.dev is None:
         changes["trainer"]["limit_val_batches"] = 0
+    elif every := config["trainer"].get("check_val_every_n_epoch"):  # counted in batches, it survives a resumption
+        interval = every * loader["steps_per_epoch"]
+        changes["trainer"] |= {"check_val_every_n_epoch": None, "val_check_interval": interval}
     placed = merged(config, changes)
     placed["data"] |= sets
     return placed

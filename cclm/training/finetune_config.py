@@ -33,13 +33,17 @@ class Recipe:
     def of(cls, task: Task, files: Sequence[str]) -> Recipe:
         """The shipped config of a task and the changes of `files`: a YAML file, TASK=FILE, or a folder of TASK.yaml.
 
+        A file with objectives is a whole config, which takes the shipped one's place below all changes.
         Errors: ValueError for a file that is missing or no YAML, and where no config fits the task.
         """
+        shipped = "retrieval" if isinstance(task, RetrievalTask) else _SHIPPED.get(task.name)
+        base: Config = read(CONFIGS / f"{shipped}.yaml") if shipped is not None else {}
         user: Config = {}
-        for path in _own(task, files):
-            user = merged(user, read(path))
-        name = "retrieval" if isinstance(task, RetrievalTask) else _SHIPPED.get(task.name)
-        base = read(CONFIGS / f"{name}.yaml") if name is not None else user
+        for content in map(read, _own(task, files)):
+            if _says(content, "model", "objectives"):
+                base = content
+            else:
+                user = merged(user, content)
         try:
             ((name, stream),) = base["data"]["streams"].items()
             trainer, steps = base["trainer"], base["trainer"]["max_steps"]
@@ -70,6 +74,8 @@ class Recipe:
         config = self._timed(examples, epochs, own=False)
         config["model"]["optimizer"]["lr"] = rate
         config["model"]["network"]["labels"] = None  # the model has them
+        if every := config["trainer"].get("check_val_every_n_epoch"):
+            config["trainer"]["check_val_every_n_epoch"] = min(every, epochs)  # else nothing could be chosen
         config["data"]["loader"]["workers"] = min(2, config["data"]["loader"].get("workers", 0))
         return config
 
@@ -78,12 +84,12 @@ class Recipe:
         (stream,) = config["data"]["streams"].values()
         trainer, loader, optimizer = config["trainer"], config["data"]["loader"], config["model"]["optimizer"]
         stream["batch_size"] = min(stream["batch_size"], examples)
-        together = stream["batch_size"] * _devices(trainer) * trainer.get("accumulate_grad_batches", 1)
-        every = math.ceil(examples / together)
+        every = math.ceil(examples / (stream["batch_size"] * _devices(trainer)))  # batches, not updates
+        updates = math.ceil(every / trainer.get("accumulate_grad_batches", 1))
         if not (own and _says(self.user, "trainer", "max_steps")):
-            trainer["max_steps"] = max(1, round(epochs * every))
+            trainer["max_steps"] = max(1, round(epochs * updates))
         if not (own and _says(self.user, "data", "loader", "steps_per_epoch")):
-            loader["steps_per_epoch"] = min(every, trainer["max_steps"])
+            loader["steps_per_epoch"] = every
         if not (own and _says(self.user, "model", "optimizer", "warmup_steps")):
             optimizer["warmup_steps"] = round(self.warmup * trainer["max_steps"])
         stream["bucket"] = min(stream.get("bucket", 8), loader["steps_per_epoch"])

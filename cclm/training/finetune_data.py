@@ -45,11 +45,10 @@ class Split:
         if all(data.find(name) is not None for name in source.files(self.language)):
             return
         files = ", ".join(source.files(self.language))
-        there = [str(other) for other in self._others(data)]
+        there = [f"{option} {self.task.name}={other.name}:{other.language}" for other in self._others(data)]
         raise ValueError(
-            f"{self.task.name}: no file {files} for its {self.name} in {self.language}; fetch it, or take another "
-            f"split with {option} {self.task.name}=SPLIT[:LANGUAGE]"
-            + (f", of which {', '.join(there)} are there" if there else "")
+            f"{self.task.name}: no file {files} for its official {self.name} in {self.language}; fetch it, or take "
+            f"another split: {', '.join(there) or f'{option} {self.task.name}=SPLIT:LANGUAGE, of which none is there'}"
         )
 
     def _others(self, data: DataFolder) -> Iterator[Split]:

@@ -86,15 +86,14 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A model, what is to be said beside its numbers, and the ids of the images that it was fine-tuned on."""
+class Said:
+    """What is to be said beside a model's numbers, and the ids of the images that it was fine-tuned on."""
 
-    tuned: Tuned
     notes: tuple[str, ...] = ()
     seen: frozenset[str] = frozenset()
 
-    def after(self, bench: Bench, split: Split, dev: Split | None) -> Made:
-        """The same model, with what its last training adds to say."""
+    def after(self, bench: Bench, split: Split, dev: Split | None) -> Said:
+        """With what another training adds to it."""
         examples = bench.look(split, "--train")
         said = [*self.notes, *(f"of the training: {note}" for note in examples.notes)]
         if split.wanted:
@@ -105,7 +104,7 @@ class Made:
             said.append(f"chosen on {dev}, not the official {dev.wanted}")
         if dev is not None and (both := len({*examples.ids} & {*bench.look(dev, "--dev").ids})):
             said.append(f"chosen on {both:,} examples that it was trained on")
-        return replace(self, notes=tuple(dict.fromkeys(said)), seen=self.seen | set(map(image_id, examples.images())))
+        return Said(tuple(dict.fromkeys(said)), self.seen | set(map(image_id, examples.images())))
 
     def warned(self, test: TestSet) -> TestSet:
         """The test, which says how many of its images the training had."""
@@ -113,6 +112,14 @@ class Made:
         if not (known := sum(image_id(name) in self.seen for name in names)):
             return test
         return replace(test, notes=(*test.notes, f"{known:,} of its {len(names):,} images were in the training"))
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model that was fine-tuned."""
+
+    tuned: Tuned
+    said: Said
 
 
 @dataclass
@@ -258,21 +265,21 @@ class Run:
     def fine_tuned(self, language: str) -> Made:
         """From the pretrained model: with English examples, or with those that were translated to the language."""
         if self.wanted.finetuned is not None:
-            return Made(Tuned(self.wanted.finetuned), (f"fine-tuned before: {self.wanted.finetuned}",))
+            tuned = Tuned.of(self.wanted.finetuned)
+            return Made(tuned, Said((*tuned.notes, f"fine-tuned before: {self.wanted.finetuned}")))
         split, dev = self.train_split(language), self.dev_split()
-        train = self.bench.shards(split)
-        tuned = self.bench.models.train(
-            Training(
-                name=f"{self.task.name}-{split.language}",
-                config=self.wanted.recipe.english(train.examples),
-                start=self.bench.model,
-                train=train,
-                dev=self.bench.shards(dev) if dev is not None else None,
-                labels=self._labels(),
-                resumable=True,
-            )
+        train, said = self.bench.shards(split), Said().after(self.bench, split, dev)
+        training = Training(
+            name=f"{self.task.name}-{split.language}",
+            config=self.wanted.recipe.english(train.examples),
+            start=self.bench.model,
+            train=train,
+            dev=self.bench.shards(dev) if dev is not None else None,
+            labels=self._labels(),
+            resumable=True,
+            notes=said.notes,
         )
-        return Made(tuned).after(self.bench, split, dev)
+        return Made(self.bench.models.train(training), said)
 
     def few_shot(self, english: Made, language: str, shots: str) -> Made:
         """Goes on from the English model: of all rates the one that is best by the dev split."""
@@ -281,8 +288,8 @@ class Run:
         examples = self.bench.look(split, "--train")
         if isinstance(examples, Captions) and len(examples.images()) < 2:
             note = "one image has no wrong partner to be told from: the English model as it is"
-            return replace(english, notes=(*english.notes, note))
-        train = self.bench.shards(split)
+            return replace(english, said=replace(english.said, notes=(*english.said.notes, note)))
+        train, said = self.bench.shards(split), english.said.after(self.bench, split, dev)
         trainings = [
             Training(
                 name=f"{self.task.name}-{language}-{shots}-{rate:g}",
@@ -290,6 +297,7 @@ class Run:
                 start=english.tuned.folder,
                 train=train,
                 dev=self.bench.shards(dev) if dev is not None else None,
+                notes=said.notes,
             )
             for rate in self.regime.rates
         ]
@@ -302,7 +310,7 @@ class Run:
                 models.forget(other)
         rates = {f"{rate:g}": each.value for rate, each in zip(self.regime.rates, tried, strict=True)}
         about = chosen.about | {"rates": rates, "english": english.tuned.about}
-        return replace(english, tuned=replace(chosen, about=about)).after(self.bench, split, dev)
+        return Made(replace(chosen, about=about), said)
 
     def _labels(self) -> list[str] | str | None:
         """For a new head: those of the config where they are the task's, as their order is free."""
@@ -319,11 +327,11 @@ class Run:
             self.bench.options,
             regime=self.regime.name,
             shots=shots,
-            notes=made.notes,
+            notes=made.said.notes,
             training=made.tuned.about,
             translator=self.regime.translator if self._translates() else "",
         )
-        yield from self.bench.score(made.tuned, [made.warned(test) for test in tests], options)
+        yield from self.bench.score(made.tuned, [made.said.warned(test) for test in tests], options)
 
     def _translates(self) -> bool:
         return isinstance(self.regime, TranslateTest) and self.bench.translator is not None
