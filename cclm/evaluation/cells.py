@@ -83,19 +83,13 @@ class RunFolder:
     def write(self, key: str, scored: Scored) -> None:
         """The predictions first: a cell that is there is complete."""
         predictions.write(scored.items, self.root / PREDICTIONS / f"{key}.jsonl")
-        text = json.dumps(scored.result.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        self.tell(key, scored.result)
+
+    def tell(self, key: str, result: Result) -> None:
+        """Write a result, or write it anew where the same model goes by another name."""
+        text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         with whole_file(self.root / CELLS / f"{key}.json") as path:
             path.write_text(text, encoding="utf-8")
-
-
-def read_cells(folder: Path) -> list[Result]:
-    """All results of a run's folder, in the order of their names. Errors: ValueError for none, or a damaged one."""
-    paths = sorted((folder / CELLS).glob("*.json"))
-    if not paths:
-        raise ValueError(
-            f"{folder} holds no {CELLS}/*.json; give a folder that `cclm iglue evaluate --output` has written"
-        )
-    return [_read(path) for path in paths]
 
 
 def _read(path: Path) -> Result:

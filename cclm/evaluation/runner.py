@@ -151,7 +151,13 @@ def cached(
         for key, scored in zip(missing, evaluate_all(system, list(missing.values()), pictures, options), strict=True):
             folder.write(key, scored)
             found[key] = scored.result
-    yield from (found[key] for key in keys)
+    for key in keys:
+        result = found[key]
+        assert result is not None
+        if result.system != system.name:
+            result = replace(result, system=system.name)
+            folder.tell(key, result)
+        yield result
 
 
 def _described(result: Result, test: TestSet, system: System, pictures: PictureFiles, options: RunOptions) -> Result:

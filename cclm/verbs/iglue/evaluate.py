@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--rerank_score", default="log_odds", help="log_odds of a match, or the original's logit")
     parser.add_argument("--templates", type=Path, default=None, help="a line each, {} for a class's name (zero-shot)")
     parser.add_argument("--output", type=Path, default=None, help="the run's folder; what is there is not run again")
+    parser.add_argument("--system", type=str, default=None, help="the model's name in reports; what --model is")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--device", default="cpu", help="cpu, cuda ..")
     parser.add_argument("--encoding", type=EncodingOptions, default=EncodingOptions())
@@ -56,6 +58,7 @@ def run(given: Namespace) -> None:
     with pictures_of(given) as pictures:
         tests = [present(one.tests(data, given.partial), pictures, given.partial) for one in tasks]
         system = open_system(given.model, model_options)
+        system = replace(system, name=given.system or system.name)
         for group in tests:
             check(system, group, run_options)
         if translator not in ("", SHIPPED):

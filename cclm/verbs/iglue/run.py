@@ -40,7 +40,7 @@ def options(parser: ArgumentParser) -> None:
     add("--translator", type=str, default="shipped", help="of translate-test: shipped, or a translation model")
     add("--rerank", type=int, default=0, help="candidates per query for the matching head")
     add("--rerank_score", default="log_odds", help="log_odds of a match, or the original's logit")
-    add("--name", type=str, default=None, help="of the model in reports; its folder by default")
+    add("--system", type=str, default=None, help="the model's name in reports; its folder by default")
     add("--json", action="store_true", help="machine-readable output")
     add("--device", default="cpu", help="cpu, cuda ..")
     add("--encoding", type=EncodingOptions, default=EncodingOptions())
@@ -86,7 +86,7 @@ def _bench(given: Namespace) -> Iterator[Bench]:
     with pictures_of(given) as pictures:
         yield Bench(
             model=given.model,
-            name=given.name or str(given.model),
+            name=given.system or str(given.model),
             data=DataFolder(given.data),
             pictures=pictures,
             models=Models(given.output, device, tell=_quiet if given.json else _tell),

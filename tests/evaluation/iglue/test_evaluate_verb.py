@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cclm.cli import main
-from cclm.evaluation.cells import read_cells
+from cclm.evaluation.runs import read_run
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor
 from tests.evaluation.conftest import COLOURS, picture
@@ -100,7 +100,7 @@ def test_results_and_cells_of_every_kind_of_model(
         *common,
     )  # fmt: skip
     assert reranked[0]["provenance"]["settings"]["rerank"] == 2
-    assert len(read_cells(tmp_path / "run")) == 8
+    assert len(read_run(tmp_path / "run")) == 8
 
 
 def test_shipped_translations_are_another_regime(
@@ -128,7 +128,7 @@ def test_a_translation_model_reads_the_test_first(
     kept = json.loads(next((tmp_path / "run" / "translations").iterdir()).read_text())
     assert set(kept) == set(CAPTIONS["de"].values())
     again = evaluated(capsys, *common, "--tasks", "xflickrco", "--languages", "de", "--translate", translator)
-    assert again == found and len(read_cells(tmp_path / "run")) == 1
+    assert again == found and len(read_run(tmp_path / "run")) == 1
     told = refused(capsys, *common, "--tasks", "xflickrco", "--languages", "de", "--translate", clip)
     assert "is a model of type clip; give a Marian, M2M100, NLLB or mBART, or shipped" in told
     told = refused(capsys, *common, "--tasks", "tatoeba", "--languages", "de", "--translate", translator)
@@ -173,3 +173,14 @@ def test_what_is_wrong_is_one_line_before_the_work(
 def test_another_number_of_rows_is_refused(data: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(capsys, "--model", clip, "--tasks", "xflickrco", "--languages", "de", "--data", data)
     assert "4 items where protocol official has 2,000" in told and "--partial" in told
+
+
+def test_another_name_computes_nothing_anew(
+    data: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--model", clip, "--tasks", "xflickrco", "--languages", "de", "--data", data, "--partial")
+    first = evaluated(capsys, *common, "--output", tmp_path / "run")[0]
+    renamed = evaluated(capsys, *common, "--output", tmp_path / "run", "--system", "a CLIP")[0]
+    assert renamed == first | {"system": "a CLIP"}
+    (kept,) = read_run(tmp_path / "run")
+    assert kept.result.system == "a CLIP" and kept.result.provenance["model"] == str(clip)

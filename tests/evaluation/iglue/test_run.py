@@ -115,7 +115,7 @@ def test_a_model_that_was_fine_tuned_before(bench: Bench, capsys: pytest.Capture
     bench.run(capsys, *XVNLI, "--regime", "zero-shot", "--languages", "en")
     (english,) = (bench.folder / "run").glob("models/xvnli-en-*/pretrained")
     given = ("--finetuned", f"xvnli={english}", "--regime", "zero-shot", "--languages", "en", "--tasks", "xvnli")
-    (found,) = bench.run(capsys, *given, "--name", "mine", output="finetuned")
+    (found,) = bench.run(capsys, *given, "--system", "mine", output="finetuned")
     told = {f"fine-tuned before: {english}", "trained on train_48 in en, not the official train"}
     assert told <= set(found["notes"]) and found["system"] == "mine"
     assert not list((bench.folder / "finetuned").glob("models/*"))
@@ -143,12 +143,12 @@ def xflickrco(bench: Bench, capsys: pytest.CaptureFixture[str]) -> list[dict[str
     """Translate-train, and then the other regimes on its model."""
     splits = ("--train", "xflickrco=train_50", "--dev", "xflickrco=train_25:de", "--rates", "1e-3", "--epochs", "2")
     found = bench.run(
-        capsys, "--tasks", "xflickrco", "--regime", "translate-train", "--languages", "de", *splits, "--name", "tiny"
+        capsys, "--tasks", "xflickrco", "--regime", "translate-train", "--languages", "de", *splits, "--system", "tiny"
     )
     (english,) = (bench.folder / "run").glob("models/xflickrco-de-*/pretrained")
     ready = ("--finetuned", f"xflickrco={english}", "--regime", "few-shot,translate-test", "--languages", "ja")
     found += bench.run(
-        capsys, "--tasks", "xflickrco", *ready, "--shots", "1,5", *splits, "--name", "tiny", output="run"
+        capsys, "--tasks", "xflickrco", *ready, "--shots", "1,5", *splits, "--system", "tiny", output="run"
     )
     return found
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cclm.evaluation.adapters.cross_view import CrossView
-from cclm.evaluation.cells import RunFolder, read_cells
+from cclm.evaluation.cells import RunFolder
 from cclm.evaluation.embedder import System
 from cclm.evaluation.items import (
     Caption,
@@ -32,6 +32,7 @@ from cclm.evaluation.protocol import ClassificationProtocol, Protocol, Retrieval
 from cclm.evaluation.report import Provenance
 from cclm.evaluation.retrieval import RetrievalOptions, evaluate_retrieval
 from cclm.evaluation.runner import RunOptions, cached, check, evaluate, evaluate_all
+from cclm.evaluation.runs import read_run
 from cclm.evaluation.scoring import ScoreOptions
 from cclm.images import open_image
 from cclm.models.encoding import EncodingOptions
@@ -383,7 +384,7 @@ def test_a_cell_that_is_there_is_not_made_again(folder: Path) -> None:
     again = run(model, folder, tests, OPTIONS)
     assert again[0] == first[0] and len(model.seen) == 2 * seen  # one pass more, for the other language
     assert run(model, folder, tests, OPTIONS) == again and len(model.seen) == 2 * seen
-    assert {one.language for one in read_cells(folder.parent / "run")} == {"en", "de"}
+    assert {one.result.language for one in read_run(folder.parent / "run")} == {"en", "de"}
     cells = sorted((folder.parent / "run" / "cells").iterdir())
     assert [path.name.rpartition("-")[0] for path in cells] == [
         "colours-de-official-zero-shot",
@@ -409,8 +410,8 @@ def test_another_model_text_picture_or_setting_is_another_cell(folder: Path) -> 
 
 
 def test_damaged_cells_and_folders_are_told(folder: Path) -> None:
-    with pytest.raises(ValueError, match="holds no cells"):
-        read_cells(folder)
+    with pytest.raises(ValueError, match="holds no results"):
+        read_run(folder)
     run(Colours(), folder, [captions()], OPTIONS)
     path = next((folder.parent / "run" / "cells").iterdir())
     path.write_text("{")
