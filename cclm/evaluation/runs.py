@@ -76,7 +76,7 @@ def read_runs(paths: Sequence[Path]) -> list[Measured]:
             named = replace(one, result=replace(one.result, system=f"{name} ({path.stem})" if name in torn else name))
             if found.setdefault(named.cell, named).result != named.result:
                 raise ValueError(
-                    f"two results of {' '.join(filter(None, named.cell))} differ, of one model under two settings; run one "
-                    "again with another --system, which computes nothing anew"
+                    f"two results of {' '.join(filter(None, named.cell))} differ, of one model under two settings; run "
+                    "one again with another --system, which computes nothing anew"
                 )
     return list(found.values())

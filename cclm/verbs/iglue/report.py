@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cclm.evaluation.number import Number
     from cclm.evaluation.runs import Measured
     from cclm.evaluation.survey import Survey
+    from cclm.evaluation.variance import RankVariance
 
 LITERATURE = ("verified", "all", "none")
 PLAIN = ("markdown", "latex", "csv", "json", "png")
@@ -48,6 +49,7 @@ def run(given: Namespace) -> None:
     from cclm.evaluation.comparison import compare_runs
     from cclm.evaluation.runs import read_run, read_runs
     from cclm.evaluation.survey import Survey
+    from cclm.evaluation.variance import rank_variances
     from cclm.storage import check_replaceable
 
     formats = _formats(given.format)
@@ -57,7 +59,8 @@ def run(given: Namespace) -> None:
         check_replaceable(given.output, FILES)
     runs = read_runs(given.runs)
     survey = Survey(tuple(one.result for one in runs), given.with_published)
-    material = Material(survey, runs, compare_runs(*map(read_run, given.compare)) if given.compare else [])
+    compared = compare_runs(*map(read_run, given.compare)) if given.compare else []
+    material = Material(survey, runs, compared, list(rank_variances(runs)))
     if given.output is not None:
         for line in write(material, given.output, formats):
             print(line)
@@ -85,6 +88,7 @@ class Material:
     survey: Survey
     runs: Sequence[Measured]
     comparisons: Sequence[Compared]
+    variances: Sequence[RankVariance]
 
 
 def write(material: Material, output: Path, formats: Iterable[str]) -> list[str]:
@@ -186,6 +190,7 @@ def report(material: Material) -> dict[str, Any]:
         "results": [result.to_dict() for result in survey.results],
         "aggregates": _aggregates(survey.aggregates()),
         "published": [_plain(number) for number in survey.known],
+        "rank_variances": [found.to_dict() for found in material.variances],
         "comparisons": [comparison.to_dict() for comparison in material.comparisons],
     }
 
@@ -213,5 +218,6 @@ def text(material: Material) -> str:
     """In Markdown."""
     from cclm.evaluation.comparison import markdown as compared
     from cclm.evaluation.tables import markdown, tables
+    from cclm.evaluation.variance import markdown as varied
 
-    return markdown(tables(material.survey)) + compared(material.comparisons)
+    return markdown(tables(material.survey)) + varied(material.variances) + compared(material.comparisons)
