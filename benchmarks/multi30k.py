@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--images", required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/multi30k"))
     given = parser.parse_args()
-    inputs = ["--model", given.model, "--data", given.data, "--images", given.images]
+    inputs = ["--model", given.model, "--system", "photos.yaml", "--data", given.data, "--images", given.images]
     found: dict[str, list[dict[str, Any]]] = {}
     for name, options in (("similarity", ()), ("reranked", RERANK)):
         folder = given.run / name

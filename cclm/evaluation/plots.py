@@ -186,6 +186,7 @@ def _finish(figure: Figure, view: View, regime: str, shown: Sequence[Series], le
     averages = [series.line.average for series in shown if series.line.own and series.value(AVERAGE)]
     words = averages[0].words if averages and averages[0] else ""
     below = [f"average: {words}"] if words else []
+    below += dict.fromkeys(note for series in shown for note in series.line.partial)
     below += [f"{left_out} more systems stand in the table"] if left_out else []
     if any(series.line.stands_in for series in shown):
         figure.suptitle(f"{title}\n{StandIns.note}", fontsize=10, x=0.01, ha="left", color=WARNING)

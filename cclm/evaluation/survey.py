@@ -67,6 +67,12 @@ class Line:
         """Some of its pictures were made up."""
         return any(StandIns.note in number.notes for number in self.numbers.values())
 
+    @property
+    def partial(self) -> tuple[str, ...]:
+        """What its numbers say of tests that were not whole."""
+        notes = (note for number in self.numbers.values() for note in number.notes if note.startswith("partial: "))
+        return tuple(dict.fromkeys(notes))
+
 
 @dataclass(frozen=True)
 class Survey:

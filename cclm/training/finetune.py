@@ -107,9 +107,9 @@ class Models:
         steps, examples = config["trainer"]["max_steps"], training.train.examples
         with whole_file(folder / "config.yaml") as partial:
             partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        if config["trainer"].get("devices", 1) != 1:
+        if (devices := training.config["trainer"].get("devices", 1)) != 1:
             raise ValueError(
-                f"trainer.devices is {config['trainer']['devices']}, but here one process trains; run `cclm fit "
+                f"trainer.devices is {devices}, but here one process trains; run `cclm fit "
                 f"--config {folder / 'config.yaml'}` and give its model with --finetuned"
             )
         last = folder / "checkpoints" / LAST
@@ -173,6 +173,8 @@ def _placed(training: Training, folder: Path, device: torch.device) -> Config:
             "streams": {stream: {"shards": str(training.train.folder), "pairs": languages}},
         },
     }
+    if device.index is not None:
+        changes["trainer"]["devices"] = [device.index]
     if training.dev is None:
         changes["trainer"]["limit_val_batches"] = 0
     elif every := config["trainer"].get("check_val_every_n_epoch"):  # counted in batches, it survives a resumption

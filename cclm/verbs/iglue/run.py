@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cclm.evaluation.protocol import Regime
     from cclm.evaluation.runner import RunOptions
     from cclm.evaluation.task import Task
-    from cclm.training.regimes import Bench, Run, Wanted
+    from cclm.training.regimes import Bench, Wanted
 
 
 def options(parser: ArgumentParser) -> None:
@@ -48,11 +48,16 @@ def options(parser: ArgumentParser) -> None:
 
 def run(given: Namespace) -> None:
     """Everything that can be wrong is looked at before the work."""
+    from cclm.training.regimes import Run
+
     regimes = _regimes(given)
     wanted = _wanted(given)
     results = []
     with _bench(given) as bench:
-        runs = [run for one in wanted for run in _runs(bench, one, regimes)]
+        runs = [Run(bench, one, regime) for one in wanted for regime in regimes]
+        found = {language for each in runs for language in each.languages()}
+        if unknown := [language for language in codes(given.languages) or () if language not in found]:
+            raise ValueError(f"no test in language {', '.join(unknown)}; there are {', '.join(sorted(found))}")
         for each in runs:
             each.look()
         for each in runs:
@@ -62,12 +67,6 @@ def run(given: Namespace) -> None:
                     print(line(result), flush=True)
     if given.json:
         print(json.dumps([result.to_dict() for result in results], ensure_ascii=False))
-
-
-def _runs(bench: Bench, wanted: Wanted, regimes: list[Regime]) -> list[Run]:
-    from cclm.training.regimes import Run
-
-    return [Run(bench, wanted, regime) for regime in regimes]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cclm.cli import main
-from cclm.data.image_ids import ids_of_key, image_id
+from cclm.data.image_ids import ids_of_key, image_id, key_of
 from cclm.data.shards import write_shards
 from cclm.evaluation.items import Question, Questions, Sentence, Sentences
 from cclm.evaluation.leaks import find_leaks, normalised
@@ -168,6 +168,20 @@ def test_sentence_pairs_count_both_sides() -> None:
 )
 def test_a_file_and_a_record_of_one_image_have_one_id(one: str, other: str) -> None:
     assert (image_id(one),) == ids_of_key(other)
+
+
+@pytest.mark.parametrize(
+    ("names", "key"),
+    [
+        (("dev-850-0-img0.png", "dev-850-0-img1.png"), "dev-850-0"),
+        (("id/images/39-Panci/39-0.jpg", "id/images/39-Panci/39-n-11.jpg"), "id-39-0-39-n-11"),
+        (("COCO_val2014_000000391895.jpg",), "coco-391895"),
+        (("pictures/1007129816.jpg",), "1007129816"),
+    ],
+)
+def test_shards_of_a_run_are_known_by_their_keys(names: tuple[str, ...], key: str) -> None:
+    assert key_of(names) == key
+    assert set(ids_of_key(key)) == set(map(image_id, names))
 
 
 def test_normalised_texts() -> None:
