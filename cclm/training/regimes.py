@@ -138,7 +138,7 @@ class Run:
 
     def languages(self) -> tuple[str, ...]:
         """Of the tests. Errors: ValueError where the regime has none, or none of those wanted."""
-        there = tuple(self._regime_languages())
+        there = self.there()
         wanted = there if self.wanted.languages is None else self.wanted.languages
         if not (found := tuple(language for language in wanted if language in there)):
             given = f" in {', '.join(wanted)}" if there else ""
@@ -148,7 +148,8 @@ class Run:
             )
         return found
 
-    def _regime_languages(self) -> tuple[str, ...]:
+    def there(self) -> tuple[str, ...]:
+        """Languages that the task has in this regime."""
         tested = self.task.tested(self.wanted.protocol)
         if isinstance(self.regime, FewShot):
             return tuple(name for name in tested if self.task.shots and name in self.task.shots.languages)

@@ -55,11 +55,11 @@ def run(given: Namespace) -> None:
     results = []
     with _bench(given) as bench:
         runs = [Run(bench, one, regime) for one in wanted for regime in regimes]
-        found = {language for each in runs for language in each.languages()}
-        if unknown := [language for language in codes(given.languages) or () if language not in found]:
-            raise ValueError(f"no test in language {', '.join(unknown)}; there are {', '.join(sorted(found))}")
+        there = {language for each in runs for language in each.there()}
         for each in runs:
             each.look()
+        if unknown := [language for language in codes(given.languages) or () if language not in there]:
+            raise ValueError(f"no test in language {', '.join(unknown)}; there are {', '.join(sorted(there))}")
         for each in runs:
             for result in each.results():
                 results.append(result)

@@ -225,7 +225,7 @@ def test_real_photographs_in_part_and_a_test_that_was_trained_on(
             "--dev is 'marvl=dev'; give TASK=.. with a task of --tasks: xvnli",
         ),
         ((*XVNLI, "--languages", "de"), "xvnli has nothing for regime zero-shot in de; it has en, ar, es, fr, ru"),
-        ((*XVNLI, "--languages", "ar,de"), "no test in language de; there are ar"),
+        ((*XVNLI, "--languages", "ar,de"), "no test in language de; there are ar, en, es, fr, ru"),
         ((*XVNLI, "--regime", "few-shoot"), "no regime 'few-shoot'; did you mean 'few-shot'?"),
         (
             (*XVNLI, "--regime", "translate-train"),
