@@ -179,7 +179,8 @@ class ClassificationTask(Task[ClassificationProtocol, Question]):
                 questions = [question for question in questions if question.label is not None]
                 notes.append(f"rows without a label of the task: {len(bare)}, left out")
                 spared |= bare
-        if outside := sum(question.label not in (None, *labels) for question in questions):
+        known = {None, *labels}
+        if outside := sum(question.label not in known for question in questions):
             notes.append(f"rows whose answer is none of the {len(labels):,} to choose among: {outside}, kept")
         if protocol.match == "contains":
             notes.append("an answer is right where it contains the label")
