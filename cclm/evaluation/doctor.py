@@ -29,7 +29,9 @@ SHOWN = 8  # languages, or reasons, before the rest is only counted
 
 @dataclass(frozen=True)
 class Finding:
-    """A split in a language. `found`, `expected`: items; `files`: those that are missing; `reason`: why unreadable."""
+    """A split in a language. `found`, `expected`: items; `files`: those that are missing; `reason`: why unreadable,
+    or of what other than items there is another count.
+    """
 
     split: str
     language: str
@@ -180,12 +182,18 @@ def _look(task: Task, data: DataFolder, split: str, language: str) -> tuple[Find
     try:
         if protocol is None:
             return _counted(split, language, len(task.items(data, language, split)), expected), ()
-        test = task.test_set(data, language, protocol, translated=split != plain, whole=False)
+        translated = split != plain
+        test = task.test_set(data, language, protocol, translated, whole=False)
+        wrong = task.miscounted(test, translated)
     except Exception as error:  # whatever a damaged file raises, it must not hide the others
         return Finding(split, language, "unreadable", 0, expected, reason=first_line(error)), ()
     if isinstance(test, Questions) and test.textless:
         texts = tuple(name for name in source.wording(language) if data.find(name) is None)
         return Finding(split, language, "no texts", len(test), expected, texts), test.images()
+    if wrong is not None and wrong[0] != "items":
+        kind, number, wanted = wrong
+        reason = f"{number:,} {kind} instead of {wanted:,}"
+        return Finding(split, language, "other count", len(test), expected, reason=reason), test.images()
     return _counted(split, language, len(test), expected), test.images()
 
 
@@ -258,7 +266,8 @@ def _lacks(findings: Sequence[Finding]) -> Iterator[str]:
     kinds: dict[str, dict[str, None]] = {}
     for finding in findings:
         if finding.state == "other count":
-            kinds.setdefault(f"{finding.found:,} instead of {finding.expected:,}", {})[finding.language] = None
+            words = finding.reason or f"{finding.found:,} instead of {finding.expected:,}"
+            kinds.setdefault(words, {})[finding.language] = None
         elif finding.state != "complete":
             kinds.setdefault(finding.state, {})[finding.language] = None
     for words, languages in kinds.items():

@@ -53,8 +53,9 @@ class Task(ABC, Generic[P, T]):
     """`languages`: of the test, English first where it has it. `splits`: "test", "dev", "train", "train_<shots>", each
     also as "<split>_translated", which is another language's split in English (test) or the English one in another
     language (dev). `counts`: items that the test of a protocol must have, by language; another number is refused, as
-    the file is cut or of another version; "<protocol>_translated" where its translations have others. `sizes`: items
-    of other splits, the same in every language. `pictures`, `origin`: whose, and where files come from, for the doctor.
+    the file is cut or of another version; "<protocol>_translated" where its translations have others. `images`:
+    likewise, the different images of a test. `sizes`: items of other splits, the same in every language. `pictures`,
+    `origin`: whose, and where files come from, for the doctor.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Task(ABC, Generic[P, T]):
     splits: Mapping[str, Source]
     protocols: tuple[P, ...]
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # protocol -> language -> items
+    images: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)  # split -> items
     shots: Shots | None = None
     pictures: str = ""
@@ -101,8 +103,18 @@ class Task(ABC, Generic[P, T]):
 
     def expected(self, protocol: P, language: str, translated: bool = False) -> int | None:
         """Items that the test must have; None where nobody says."""
-        own = self.counts.get(protocol.name, {}).get(language)
-        return self.counts.get(f"{protocol.name}_translated", {}).get(language, own) if translated else own
+        return _declared(self.counts, protocol, language, translated)
+
+    def miscounted(self, found: TestSet, translated: bool = False) -> tuple[str, int, int] | None:
+        """What a test has another number of than it must, its number and that: ("images", 791, 792); None for none."""
+        for kind, declared, number in (
+            ("items", self.counts, len(found)),
+            ("images", self.images, len(found.images())),
+        ):
+            wanted = _declared(declared, found.protocol, found.language, translated)
+            if wanted not in (None, number):
+                return kind, number, wanted
+        return None
 
     def source(self, split: str, language: str) -> Source:
         """Errors: ValueError for a split or a language that there is not."""
@@ -132,25 +144,33 @@ class Task(ABC, Generic[P, T]):
     def test_set(
         self, data: DataFolder, language: str, protocol: P, translated: bool = False, whole: bool = True
     ) -> TestSet:
-        """The items that the protocol scores. `whole`: refuse any other number of them than `counts` says; without it,
-        a note tells.
+        """The items that the protocol scores. `whole`: refuse any other number of them, or of their images, than the
+        task declares; without it, a note tells.
 
         Errors: ValueError.
         """
         split = f"{protocol.split}_translated" if translated else protocol.split
         found = self.under(protocol, data, language, split)
-        wanted = self.expected(protocol, language, translated)
-        if wanted in (None, len(found)):
+        wrong = self.miscounted(found, translated)
+        if wrong is None:
             return found
+        kind, number, wanted = wrong
         if whole:
             raise ValueError(
-                f"{self.name} in {language}: {len(found):,} items where protocol {protocol.name} has {wanted:,}; {CURE}"
+                f"{self.name} in {language}: {number:,} {kind} where protocol {protocol.name} has {wanted:,}; {CURE}"
             )
-        return replace(found, notes=(*found.notes, f"partial: {len(found):,} items where there should be {wanted:,}"))
+        return replace(found, notes=(*found.notes, f"partial: {number:,} {kind} where there should be {wanted:,}"))
 
     @abstractmethod
     def under(self, protocol: P, data: DataFolder, language: str, split: str) -> TestSet:
         """A split's items as the protocol scores them."""
+
+
+def _declared(
+    numbers: Mapping[str, Mapping[str, int]], protocol: Protocol, language: str, translated: bool
+) -> int | None:
+    own = numbers.get(protocol.name, {}).get(language)
+    return numbers.get(f"{protocol.name}_translated", {}).get(language, own) if translated else own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,21 +223,7 @@ class ClassificationTask(Task[ClassificationProtocol, Question]):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalTask(Task[RetrievalProtocol, Caption]):
-    """Captions and the images they are about. `galleries`: images that a protocol's test has, in any language."""
-
-    galleries: Mapping[str, int] = field(default_factory=dict)
-
-    def test_set(
-        self, data: DataFolder, language: str, protocol: RetrievalProtocol, translated: bool = False, whole: bool = True
-    ) -> TestSet:
-        found = super().test_set(data, language, protocol, translated, whole)
-        wanted, images = self.galleries.get(protocol.name), len(found.images())
-        if whole and wanted not in (None, images):
-            raise ValueError(
-                f"{self.name} in {language}: captions of {images:,} images where protocol {protocol.name} has "
-                f"{wanted:,}; {CURE}"
-            )
-        return found
+    """Captions and the images they are about."""
 
     def under(self, protocol: RetrievalProtocol, data: DataFolder, language: str, split: str) -> Captions:
         captions = self.items(data, language, split)

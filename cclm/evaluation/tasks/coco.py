@@ -138,5 +138,9 @@ TASK = RetrievalTask(
         "1k-5fold": {"en": 25000, "ja": 25000},
         "5k": {"en": 25000, "ja": 25000},
     },
-    galleries={"1k": 1000, "1k-5fold": 5000, "5k": 5000},
+    images={
+        "1k": dict.fromkeys(("en", "ja", "zh"), 1000),
+        "1k-5fold": dict.fromkeys(("en", "ja"), 5000),
+        "5k": dict.fromkeys(("en", "ja"), 5000),
+    },
 )

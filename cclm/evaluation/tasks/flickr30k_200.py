@@ -43,4 +43,5 @@ TASK = RetrievalTask(
     },
     protocols=(RetrievalProtocol(name="official", about="NLLB-CLIP: 1,000 pictures, a caption each"),),
     counts={"official": dict.fromkeys(("en", *LANGUAGES), 1000)},
+    images={"official": dict.fromkeys(("en", *LANGUAGES), 1000)},
 )

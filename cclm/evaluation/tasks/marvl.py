@@ -15,6 +15,7 @@ LANGUAGES = ("id", "sw", "ta", "tr", "zh")
 FEW = ("id", "tr", "zh")
 EXAMPLES = {"1": 4, "2": 8, "4": 16, "10": 40, "10x2": 80}
 COUNTS = {"en": 6967, "id": 1128, "sw": 1108, "ta": 1242, "tr": 1180, "zh": 1012}
+IMAGES = {"en": 8082, "id": 1091, "sw": 875, "ta": 923, "tr": 917, "zh": 1107}
 
 
 def question(place: str, row: dict[str, Any]) -> Question:
@@ -61,4 +62,5 @@ TASK = ClassificationTask(
         ),
     ),
     counts={"official": COUNTS, "contains": COUNTS},
+    images={"official": IMAGES, "contains": IMAGES},
 )

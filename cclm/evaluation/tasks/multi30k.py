@@ -12,6 +12,7 @@ from cclm.evaluation.task import RetrievalTask
 
 LANGUAGES = ("en", "de", "fr", "cs")
 FIVE, ONE = ("en", "de"), ("fr", "cs")
+THREE = ("en", "de", "fr")  # of the tests of 2017
 
 
 def task1(split: str, *languages: str) -> Lines:
@@ -44,8 +45,8 @@ TASK = RetrievalTask(
     splits={
         "test": both("test_2016", "test_2016_flickr"),
         "test_task1": task1("test_2016_flickr"),
-        "test_2017": task1("test_2017_flickr", "en", "de", "fr"),
-        "test_2017_mscoco": task1("test_2017_mscoco", "en", "de", "fr"),
+        "test_2017": task1("test_2017_flickr", *THREE),
+        "test_2017_mscoco": task1("test_2017_mscoco", *THREE),
         "test_2018": task1("test_2018_flickr"),
         "dev": both("val", "val"),
         "dev_task1": task1("val"),
@@ -69,8 +70,17 @@ TASK = RetrievalTask(
         "task1": dict.fromkeys(LANGUAGES, 1000),
         "dev": counts(1014),
         "dev-task1": dict.fromkeys(LANGUAGES, 1014),
-        "test2017": dict.fromkeys(("en", "de", "fr"), 1000),
-        "test2017-mscoco": dict.fromkeys(("en", "de", "fr"), 461),
+        "test2017": dict.fromkeys(THREE, 1000),
+        "test2017-mscoco": dict.fromkeys(THREE, 461),
+        "test2018": dict.fromkeys(LANGUAGES, 1071),
+    },
+    images={
+        "official": dict.fromkeys(LANGUAGES, 1000),
+        "task1": dict.fromkeys(LANGUAGES, 1000),
+        "dev": dict.fromkeys(LANGUAGES, 1014),
+        "dev-task1": dict.fromkeys(LANGUAGES, 1014),
+        "test2017": dict.fromkeys(THREE, 1000),
+        "test2017-mscoco": dict.fromkeys(THREE, 461),
         "test2018": dict.fromkeys(LANGUAGES, 1071),
     },
 )

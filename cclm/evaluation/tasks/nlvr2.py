@@ -53,4 +53,5 @@ TASK = ClassificationTask(
         ClassificationProtocol(name="dev", about="the dev split", split="dev", average_english=True),
     ),
     counts={"official": {"en": 6967}, "dev": {"en": 6982}},
+    images={"official": {"en": 8082}, "dev": {"en": 8102}},
 )

@@ -28,6 +28,19 @@ COUNTS = {
     "tr": 721,
     "vi": 946,
 }
+IMAGES = {
+    "en": 685,
+    "ar": 792,
+    "bg": 806,
+    "da": 814,
+    "el": 541,
+    "et": 780,
+    "id": 854,
+    "ja": 842,
+    "ko": 889,
+    "tr": 681,
+    "vi": 869,
+}
 LANGUAGES = tuple(COUNTS)
 OTHERS = LANGUAGES[1:]
 CAPTION = "caption_reference_description"
@@ -67,5 +80,11 @@ TASK = RetrievalTask(
         "official_translated": {"ar": 891},  # one row of the test itself was withdrawn later
         "captioned": COUNTS | {"el": 569, "id": 900},
         "captioned_translated": {"ar": 891},
+    },
+    images={
+        "official": IMAGES,
+        "official_translated": {"ar": 793},
+        "captioned": IMAGES | {"el": 540, "id": 853},
+        "captioned_translated": {"ar": 793},
     },
 )

@@ -9,13 +9,16 @@ from cclm.data.annotations import text
 from cclm.errors import SampleError
 from cclm.evaluation.items import Caption
 from cclm.evaluation.protocol import RetrievalProtocol
-from cclm.evaluation.sources import Rows
+from cclm.evaluation.sources import PerLanguage, Rows
 from cclm.evaluation.task import RetrievalTask, Shots
 
 LANGUAGES = ("en", "de", "es", "id", "ja", "ru", "tr", "zh")
 OTHERS = LANGUAGES[1:]
 EXAMPLES = {shots: int(shots) for shots in ("1", "5", "10", "25", "50", "100")}
-MANY = ("200", "500", "1000", "1500", "100x5", "200x5")  # in German and Japanese only, outside the few-shot score
+# in German and Japanese only, outside the few-shot score
+MANY = {"200": 200, "500": 500, "1000": 1000, "1500": 1500, "100x5": 500, "200x5": 1000}
+OFFICIAL = dict.fromkeys(LANGUAGES, 2000)  # an image has one caption
+CAPTIONED = OFFICIAL | {"de": 1999, "id": 1999}
 
 
 def captions(place: str, row: dict[str, Any]) -> Iterator[Caption]:
@@ -41,7 +44,12 @@ TASK = RetrievalTask(
         "test": rows("xFlickrCO/annotations/{language}/test.jsonl", *LANGUAGES),
         "test_translated": rows("xFlickrCO/annotations_machine-translate/{language}/test_gmt.jsonl", *OTHERS),
         "train": rows("flickr30k/annotations/train_ann.jsonl", "en"),
-        "train_translated": rows("xFlickrCO/annotations/{language}/train_ann.jsonl", "de"),
+        "train_translated": PerLanguage(
+            {
+                "de": rows("xFlickrCO/annotations/de/train_ann.jsonl", "de"),
+                "ja": rows("xFlickrCO/annotations/ja/train.jsonl", "ja"),
+            }
+        ),
         "dev": rows("flickr30k/annotations/valid_ann.jsonl", "en"),
         "dev_translated": rows(
             "flickr30k/annotations_machine-translate/valid-{language}_gmt.jsonl", "bn", "ko", *OTHERS
@@ -49,7 +57,8 @@ TASK = RetrievalTask(
     }
     | {f"train_{shots}": rows(f"xFlickrCO/annotations/{{language}}/train_{shots}.jsonl", *OTHERS) for shots in EXAMPLES}
     | {f"train_{shots}": rows(f"xFlickrCO/annotations/{{language}}/train_{shots}.jsonl", "de", "ja") for shots in MANY},
-    sizes={"train": 145000, "dev": 5070, "dev_translated": 5070},
+    sizes={"train": 145000, "dev": 5070, "dev_translated": 5070}
+    | {f"train_{shots}": examples for shots, examples in MANY.items()},
     shots=Shots(EXAMPLES, OTHERS),
     protocols=(
         RetrievalProtocol(name="official", about="IGLUE: all 2,000 images and captions, blank ones too"),
@@ -57,8 +66,6 @@ TASK = RetrievalTask(
             name="captioned", about="CCLM: a row without a caption is left out with its image", blank="left_out"
         ),
     ),
-    counts={
-        "official": dict.fromkeys(LANGUAGES, 2000),
-        "captioned": dict.fromkeys(LANGUAGES, 2000) | {"de": 1999, "id": 1999},
-    },
+    counts={"official": OFFICIAL, "captioned": CAPTIONED},
+    images={"official": OFFICIAL, "captioned": CAPTIONED},
 )

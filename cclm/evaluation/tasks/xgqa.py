@@ -147,4 +147,10 @@ TASK = ClassificationTask(
         "testdev": dict.fromkeys(LANGUAGES, ASKED),
         "avg8": dict.fromkeys(LANGUAGES, ASKED),
     },
+    images={
+        "official": dict.fromkeys(LANGUAGES, 300),
+        "contains": dict.fromkeys(LANGUAGES, 300),
+        "testdev": dict.fromkeys(LANGUAGES, 398),
+        "avg8": dict.fromkeys(LANGUAGES, 398),
+    },
 )

@@ -58,5 +58,5 @@ TASK = RetrievalTask(
         ),
     ),
     counts={"one-caption": dict.fromkeys(LANGUAGES, PICTURES)},
-    galleries={"one-caption": PICTURES, "all-captions": PICTURES},
+    images=dict.fromkeys(("one-caption", "all-captions"), dict.fromkeys(LANGUAGES, PICTURES)),
 )

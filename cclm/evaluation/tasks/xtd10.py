@@ -32,4 +32,5 @@ TASK = RetrievalTask(
     },
     protocols=(RetrievalProtocol(name="official", about="1,000 pictures, a caption each"),),
     counts={"official": dict.fromkeys(FOLDERS, 1000)},
+    images={"official": dict.fromkeys(FOLDERS, 1000)},
 )

@@ -22,4 +22,5 @@ TASK = RetrievalTask(
     },
     protocols=(RetrievalProtocol(name="official", about="NLLB-CLIP: 1,000 pictures, a caption each"),),
     counts={"official": dict.fromkeys(LANGUAGES, 1000)},
+    images={"official": dict.fromkeys(LANGUAGES, 1000)},
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from cclm.data.annotations import text
+from cclm.errors import SampleError
 from cclm.evaluation.items import Question
 from cclm.evaluation.protocol import ClassificationProtocol
 from cclm.evaluation.sources import Rows
 from cclm.evaluation.task import ClassificationTask, Shots
 
 LABELS = ("contradiction", "neutral", "entailment")  # in the official order
+DISAGREED = "-"
 LANGUAGES = ("en", "ar", "es", "fr", "ru")
 EXAMPLES = {"1": 3, "5": 18, "10": 39, "20": 75, "25": 90, "48": 168}
 
@@ -18,11 +20,13 @@ EXAMPLES = {"1": 3, "5": 18, "10": 39, "20": 75, "25": 90, "48": 168}
 def question(place: str, row: dict[str, Any]) -> Question:
     """The hypothesis alone is what a model reads. Test rows whose annotators disagreed have the label `-`."""
     label = text(row, "gold_label")
+    if label not in (*LABELS, DISAGREED):
+        raise SampleError(f"gold_label is {label!r}, none of {', '.join(LABELS)} and {DISAGREED}")
     return Question(
         id=text(row, "pairID"),
         images=(f"{text(row, 'Flikr30kID', 'Flickr30kID')}.jpg",),  # the files misspell it
         text=text(row, "sentence2"),
-        label=label if label in LABELS else None,
+        label=label if label != DISAGREED else None,
     )
 
 
@@ -58,4 +62,5 @@ TASK = ClassificationTask(
         "official": dict.fromkeys(LANGUAGES, 1164),
         "labelled": dict.fromkeys(LANGUAGES, 1150),
     },
+    images=dict.fromkeys(("official", "labelled"), dict.fromkeys(LANGUAGES, 357)),
 )

@@ -98,6 +98,36 @@ def test_damage_is_told_with_its_reason(xvnli: Path, capsys: pytest.CaptureFixtu
     assert "Not readable: xvnli, test in ar:" in out
 
 
+def test_images_are_counted_too(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """As many captions of an image fewer."""
+    path = tmp_path / "wit/annotations/test_ar.jsonl"
+    path.parent.mkdir(parents=True)
+    rows = (bundle / "iglue/wit/annotations/test_ar.jsonl").read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([rows[0], rows[0], *rows[2:]]), encoding="utf-8")
+    found = finding(health(tmp_path, "wit"), "test", "ar")
+    assert (found.state, found.found, found.expected) == ("other count", 890, 890)
+    assert found.reason == "791 images instead of 792"
+    main(["iglue", "check", "--data", str(tmp_path), "--tasks", "wit"])
+    assert "791 images instead of 792: ar" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_cut_set_of_many_shots_is_not_complete(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "xFlickrCO/annotations/ja/train_1500.jsonl"
+    path.parent.mkdir(parents=True)
+    rows = (bundle / "iglue/xFlickrCO/annotations/ja/train_1500.jsonl").read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(rows[:700]), encoding="utf-8")
+    found = finding(health(tmp_path, "xflickrco"), "train_1500", "ja")
+    assert (found.state, found.found, found.expected) == ("other count", 700, 1500)
+
+
+def test_both_sets_of_translate_train_are_looked_for(bundle: Path) -> None:
+    listed = (bundle / "MISSING.txt").read_text().split()
+    for language, file in (("de", "train_ann.jsonl"), ("ja", "train.jsonl")):
+        found = finding(health(bundle, "xflickrco"), "train_translated", language)
+        name = f"xFlickrCO/annotations/{language}/{file}"
+        assert (found.state, found.files) == ("missing", (name,)) and f"e-bug/iglue:datasets/{name}" in listed
+
+
 def test_a_folder_in_the_place_of_a_file_is_missing(xvnli: Path) -> None:
     path = xvnli / "XVNLI/annotations/ar/test.jsonl"
     path.unlink()

@@ -90,6 +90,7 @@ SHOTS = {
     "marvl": {"1": 4, "2": 8, "4": 16, "10": 40, "10x2": 80},
     "xflickrco": {"1": 1, "5": 5, "10": 10, "25": 25, "50": 50, "100": 100},
 }
+MANY = {"200": 200, "500": 500, "1000": 1000, "1500": 1500, "100x5": 500, "200x5": 1000}
 FEW = {
     "xvnli": set(XVNLI),
     "xgqa": set(XGQA),
@@ -124,6 +125,23 @@ class TestCounts:
         for shots, examples in SHOTS[name].items():
             for language in FEW[name]:
                 assert len(task.items(DataFolder(bundle), language, f"train_{shots}")) == examples
+
+    def test_of_xflickrcos_many_shots(self, bundle: Path) -> None:
+        task = find("xflickrco")
+        for shots, examples in MANY.items():
+            assert task.sizes[f"train_{shots}"] == examples
+            for language in ("de", "ja"):
+                assert len(task.items(DataFolder(bundle), language, f"train_{shots}")) == examples
+
+    @pytest.mark.parametrize(("name", "protocol", "counts"), TESTS, ids=lambda value: value if len(value) < 20 else "")
+    def test_images_are_declared_as_items_are(self, name: str, protocol: str, counts: dict[str, Any]) -> None:
+        assert find(name).images[protocol].keys() == find(name).counts[protocol].keys() == counts.keys()
+
+    def test_the_translations_of_wit_in_arabic_have_an_image_more(self, bundle: Path) -> None:
+        task = find("wit")
+        for protocol in task.protocols:
+            test = task.test_set(DataFolder(bundle), "ar", protocol, translated=True)
+            assert (len(test), len(test.images())) == (891, 793)
 
     def test_of_tatoeba(self, bundle: Path) -> None:
         task = find("tatoeba")
@@ -374,7 +392,7 @@ class TestOthersByForm:
             36,
         )
         write(tmp_path / "xm3600/captions.jsonl", lines(rows[:3500]))
-        with pytest.raises(ValueError, match="captions of 3,500 images where protocol all-captions has 3,600"):
+        with pytest.raises(ValueError, match="quz: 3,500 images where protocol all-captions has 3,600"):
             task.test_set(DataFolder(tmp_path), "quz", task.protocol("all-captions"))
         del rows[1]["de"]
         write(tmp_path / "xm3600/captions.jsonl", lines(rows))
@@ -427,6 +445,11 @@ class TestDamage:
             ),
             (lambda text: "\n".join(text.splitlines()[:100]), "100 items where protocol official has 1,164.*--partial"),
             (lambda text: "[1, 2]\n" + text, "line 1: no JSON object"),
+            (lambda text: text.replace('"neutral"', '"xneutral"', 1), r"line \d+: gold_label is 'xneutral', none of"),
+            (
+                lambda text: text.replace('"neutral"', '"--"', 1),
+                r"line \d+: gold_label is '--', none of .* and -; fetch",
+            ),
             (lambda text: "", "holds no item"),
         ],
     )
@@ -437,6 +460,24 @@ class TestDamage:
         with pytest.raises(ValueError, match=told) as error:
             task.test_set(DataFolder(tmp_path), "ar", task.protocol())
         assert "\n" not in str(error.value)
+
+    def test_as_many_captions_of_fewer_images(self, bundle: Path, tmp_path: Path) -> None:
+        """A row that stands there twice in the place of another one."""
+        rows = (bundle / "iglue/wit/annotations/test_ar.jsonl").read_text(encoding="utf-8").splitlines()
+        write(tmp_path / "wit/annotations/test_ar.jsonl", "\n".join([rows[0], rows[0], *rows[2:]]))
+        task, data = find("wit"), DataFolder(tmp_path)
+        with pytest.raises(ValueError, match="wit in ar: 791 images where protocol official has 792; the file is cut"):
+            task.test_set(data, "ar", task.protocol())
+        partial = task.test_set(data, "ar", task.protocol(), whole=False)
+        assert len(partial) == 890 and partial.notes[-1] == "partial: 791 images where there should be 792"
+
+    def test_questions_about_another_image(self, bundle: Path, tmp_path: Path) -> None:
+        text = (bundle / "iglue/XVNLI/annotations/ar/test.jsonl").read_text(encoding="utf-8")
+        row = json.loads(text.splitlines()[0]) | {"Flikr30kID": "1"}
+        write(tmp_path / "XVNLI/annotations/ar/test.jsonl", "\n".join([json.dumps(row), *text.splitlines()[1:]]))
+        task = find("xvnli")
+        with pytest.raises(ValueError, match="xvnli in ar: 358 images where protocol official has 357"):
+            task.test_set(DataFolder(tmp_path), "ar", task.protocol())
 
     def test_bytes_that_are_no_text(self, tmp_path: Path) -> None:
         path = tmp_path / "XVNLI/annotations/ar/test.jsonl"
