@@ -176,12 +176,14 @@ def _declared(
 @dataclass(frozen=True, kw_only=True)
 class ClassificationTask(Task[ClassificationProtocol, Question]):
     """`labels` to choose among, or `label_file`: a JSON list of them. `rest`: a split whose other ids a file of
-    predictions may hold too.
+    predictions may hold too. `unlisted`: answers of the test that are known to be none of the labels, beside which
+    another one is refused; None where any may be.
     """
 
     labels: tuple[str, ...] = ()
     label_file: str = ""
     rest: str = ""
+    unlisted: tuple[str, ...] | None = None
 
     def known_labels(self, data: DataFolder) -> tuple[str, ...]:
         from cclm.models.labels import read_labels
@@ -200,8 +202,10 @@ class ClassificationTask(Task[ClassificationProtocol, Question]):
                 notes.append(f"rows without a label of the task: {len(bare)}, left out")
                 spared |= bare
         known = {None, *labels}
-        if outside := sum(question.label not in known for question in questions):
-            notes.append(f"rows whose answer is none of the {len(labels):,} to choose among: {outside}, kept")
+        if outside := [question for question in questions if question.label not in known]:
+            if split.removesuffix("_translated") == protocol.split:
+                self._check_unlisted(outside, split, language)
+            notes.append(f"rows whose answer is none of the {len(labels):,} to choose among: {len(outside)}, kept")
         if protocol.match == "contains":
             notes.append("an answer is right where it contains the label")
         if self.rest and split != self.rest:
@@ -219,6 +223,15 @@ class ClassificationTask(Task[ClassificationProtocol, Question]):
         if found.textless:
             return replace(found, notes=(*notes, "no texts at hand: predictions can be scored, not made"))
         return found
+
+    def _check_unlisted(self, outside: list[Question], split: str, language: str) -> None:
+        for question in outside:
+            if self.unlisted is not None and question.label not in self.unlisted:
+                file = self.splits[split].files(language)[0]
+                raise ValueError(
+                    f"{self.name} in {language}: the answer of {question.id} is {question.label!r}, which is no label "
+                    f"of the task; fetch {file} again"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

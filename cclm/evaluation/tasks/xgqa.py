@@ -112,6 +112,7 @@ TASK = ClassificationTask(
     languages=LANGUAGES,
     label_file="gqa/annotations/trainval_label2ans.json",
     rest="testdev",
+    unlisted=("bottle cap",),
     pictures="GQA (Visual Genome), 398 of its testdev",
     origin="datasets/xGQA and datasets/gqa of e-bug/iglue; texts also in Adapter-Hub/xGQA",
     splits={

@@ -181,6 +181,22 @@ class TestXGQA:
         assert len(test.labels) == 1842
         assert any("none of the 1,842" in note and ": 2, kept" in note for note in test.notes)  # "bottle cap"
 
+    def test_a_damaged_answer_is_none(self, bundle: Path, tmp_path: Path) -> None:
+        """Two of GQA's answers are no label of the task; no other one may be."""
+        data = linked(bundle, tmp_path)
+        path = tmp_path / "data/iglue/gqa/annotations/testdev.json"
+        gold = xgqa(data, "bn").questions[0]
+        rows = json.loads(path.read_bytes())
+        for row in rows:
+            if row["question_id"] == gold.id:
+                row["label"] = {f"x{gold.label}": 1.0}
+        path.write_text(json.dumps(rows), encoding="utf-8")
+        told = (
+            f"the answer of {gold.id} is 'x{gold.label}', which is no label of the task; fetch gqa/annotations/testdev"
+        )
+        with pytest.raises(ValueError, match=told):
+            xgqa(data, "bn")
+
     def test_other_testdev_ids_are_spared(self, bundle: Path) -> None:
         test, every = xgqa(DataFolder(bundle), "de"), xgqa(DataFolder(bundle), "de", "testdev")
         assert len(test.spared) == 2912 and test.spared | set(test.ids) == set(every.ids)
