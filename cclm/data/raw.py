@@ -89,7 +89,7 @@ def read_json_members(path: Path, chunk: int = 2**20) -> Iterator[tuple[str, Any
 def _read_values(path: Path, opening: str, chunk: int) -> Iterator[Any]:
     """What stands between the outermost brackets: items, or keys and values by turns. Errors: ValueError."""
     decoder = json.JSONDecoder()
-    with open(path, encoding="utf-8") as text:
+    with open(path, encoding="utf-8-sig") as text:
         try:
             buffer = text.read(chunk).lstrip()
             if not buffer.startswith(opening):

@@ -29,6 +29,14 @@ def test_pieces_give_what_the_whole_gives(tmp_path: Path, chunk: int, indent: in
     assert list(read_json_members(path, chunk)) == list(members.items())
 
 
+def test_a_byte_order_mark_is_no_part_of_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"id": "é"}]', encoding="utf-8-sig")
+    assert list(read_json_items(path)) == [{"id": "é"}]
+    path.write_text('{"é": 1}', encoding="utf-8-sig")
+    assert list(read_json_members(path)) == [("é", 1)]
+
+
 def test_what_is_no_list_or_object_is_named(tmp_path: Path) -> None:
     path = tmp_path / "large.json"
     for text, message in (
