@@ -270,15 +270,19 @@ def rerank(plain: Ranks, relevance: Relevance, candidates: tuple[Tensor, Tensor]
     )
 
 
-def chance(relevance: Relevance, gallery: int) -> dict[str, float]:
-    """R@k in percent when the order is random."""
-    counts = relevance.counts()
+def chance(counts: Tensor, gallery: int) -> dict[str, float]:
+    """R@k in percent when the order is random, of queries with so many relevant items, `counts` (Q,), each."""
     nothing = Ranks(torch.zeros_like(counts), torch.full_like(counts, gallery), counts, torch.zeros(len(counts)))
     return {f"R@{k}": 100 * float(nothing.within(k).mean()) for k in RECALLS}
 
 
 def summarise(ranks: Ranks) -> dict[str, float]:
-    """R@1, R@5, R@10 and their mean (percent), median and mean reciprocal of the expected rank."""
+    """R@1, R@5, R@10 and their mean (percent), `median_rank` and `mean_reciprocal_rank`.
+
+    `median_rank`: of the expected ranks, which count from 1; under ties, and of an even number of queries, no whole
+    number. IGLUE's MedR is its floor. `mean_reciprocal_rank`: mean over the queries of 1 / expected rank, which under
+    ties is at most the expected reciprocal rank.
+    """
     metrics = {f"R@{k}": 100 * float(ranks.within(k).sum()) / len(ranks) for k in RECALLS}
     expected = ranks.expected()
     metrics["mean_recall"] = sum(metrics.values()) / len(RECALLS)

@@ -105,7 +105,7 @@ class Direction:
         if draws:
             result |= metrics.intervals(ranks, self.images, draws, np.random.default_rng(seed))
         result |= {"queries": len(ranks), "gallery": self.gallery}
-        return result | {"chance": metrics.chance(self.relevance, self.gallery)}
+        return result | {"chance": metrics.chance(self.relevance.counts(), self.gallery)}
 
 
 def directions(text_image_ids: Array, images: int) -> tuple[Direction, Direction]:
@@ -117,21 +117,6 @@ def directions(text_image_ids: Array, images: int) -> tuple[Direction, Direction
     relevance = Relevance.of(owners, images)
     to_image = Direction("text_to_image", relevance, owners, images)
     return to_image, Direction("image_to_text", relevance.turned(), torch.unique(owners), len(owners))
-
-
-def retrieval_metrics(
-    image_embeddings: Array, text_embeddings: Array, text_image_ids: Array, draws: int = 0, seed: int = 0
-) -> dict[str, dict[str, object]]:
-    """Metrics of both directions from unit-norm embeddings (N, E), (T, E) and each text's image row (T,).
-
-    Errors: ValueError for embeddings that are empty or not finite, or a text without an image.
-    """
-    given, texts = len(text_image_ids), len(text_embeddings)
-    if given != texts:
-        raise ValueError(f"text_image_ids names {given} images for {texts} texts; one is needed for each")
-    both = directions(text_image_ids, len(image_embeddings))
-    found = metrics.search(text_embeddings, image_embeddings, both[0].relevance)
-    return {way.name: way.scores(one.ranks, draws, seed) for way, one in zip(both, found, strict=True)}
 
 
 def evaluate_retrieval(

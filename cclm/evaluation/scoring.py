@@ -237,6 +237,9 @@ def _scored(
 def direction(way: Way, ranks: Ranks, options: ScoreOptions) -> dict[str, Any]:
     """Recalls, ranks, intervals and chance of one direction; where it has folds, their mean, and sizes of one.
 
+    `median_rank`: median of the queries' expected ranks, from 1; IGLUE's MedR is its floor. `mean_reciprocal_rank`:
+    mean of 1 / expected rank; where nothing ties, these are the usual ones (`metrics.summarise`).
+
     A rank beyond the gallery is one that nobody knows: the median is then told only if it does not depend on it, and
     the mean reciprocal rank is not.
     """
@@ -255,9 +258,8 @@ def direction(way: Way, ranks: Ranks, options: ScoreOptions) -> dict[str, Any]:
     sizes = torch.bincount(way.gallery_folds)
     result |= {"queries": round(len(ranks) / len(folds)), "gallery": int(sizes.max())}
     counts = way.relevance.counts()
-    unsorted = Ranks(torch.zeros_like(counts), sizes[way.folds], counts, torch.zeros(len(counts)))
-    chance = _mean([metrics.summarise(unsorted[rows]) for rows in folds])
-    return result | {"chance": {name: chance[name] for name in TOLD}}
+    pairs = zip(folds, sizes.tolist(), strict=True)
+    return result | {"chance": _mean([metrics.chance(counts[rows], size) for rows, size in pairs])}
 
 
 def _mean(each: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from cclm.data.tokenizer import train_tokenizer
+from cclm.evaluation import metrics
+from cclm.evaluation.retrieval import directions
 from cclm.models.model import CCLMConfig, CCLMModel
 from cclm.models.processor import CCLMProcessor, ImageSettings
 from cclm.types import Record
@@ -28,6 +30,15 @@ def picture(colour: str, shape: str, shade: int) -> bytes:
     data = io.BytesIO()
     image.save(data, "PNG")
     return data.getvalue()
+
+
+def scores_of(
+    images: torch.Tensor, texts: torch.Tensor, owners: torch.Tensor | list[int], draws: int = 0
+) -> dict[str, dict[str, object]]:
+    """Both directions from embeddings (N, E), (T, E) and each text's image row (T,), as an evaluation scores them."""
+    both = directions(owners, len(images))
+    found = metrics.search(texts, images, both[0].relevance)
+    return {way.name: way.scores(one.ranks, draws, seed=0) for way, one in zip(both, found, strict=True)}
 
 
 @pytest.fixture(scope="session")

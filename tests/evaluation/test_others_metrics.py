@@ -102,6 +102,16 @@ def test_drawn_signs_come_near_the_exact_p() -> None:
     assert whole and 0.01 < exact < 0.9 and drawn == pytest.approx(exact, abs=0.01)
 
 
+def test_a_drawn_p_is_never_0_and_its_interval_of_95_percent() -> None:
+    p_value, exact = significance.randomisation(np.ones(60), 99, np.random.default_rng(0))
+    assert (p_value, exact) == (1 / 100, False)  # no draw is as large: the runs as they are still count
+    hits = [number % 2 == 0 for number in range(1000)]
+    first = [{"id": str(number), "right": False} for number in range(1000)]
+    second = [{"id": str(number), "right": hit} for number, hit in enumerate(hits)]
+    low, high = significance.compare(first, second, "right", draws=4000).interval
+    assert high - low == pytest.approx(2 * 1.96 * 100 * (0.25 / 1000) ** 0.5, rel=0.05)
+
+
 def test_the_better_run_is_told_and_an_equal_one_is_not() -> None:
     first, second = runs(5, (1.2, 0.3), images=200)
     found = significance.compare(first, second, "R@1", "text_to_image")

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from cclm.evaluation.report import Provenance, Report, table
-from cclm.evaluation.retrieval import retrieval_metrics
+from tests.evaluation.conftest import scores_of
 
 LANGUAGES = "en ar bn cs de es fr hi id it ja ko pt ru sw ta th tr vi zh pl".split()
 
@@ -26,7 +26,7 @@ def made(languages: list[str], noise: float, rerank: bool = False, model: str = 
     scores = {}
     for number, language in enumerate(languages):
         texts = images + noise * (1 + number / 20) * torch.randn(80, 16, generator=generator)
-        scores[language] = retrieval_metrics(images, texts, torch.arange(80), draws=50)
+        scores[language] = scores_of(images, texts, torch.arange(80), draws=50)
         if rerank:
             scores[language] |= {f"{way}_rerank": values for way, values in list(scores[language].items())}
     texts = {language: {"source": "captions", "left_out": 0, "images_without_text": 0} for language in languages}
