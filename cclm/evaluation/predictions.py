@@ -170,7 +170,7 @@ def _parsed(path: Path, plain: bool = False) -> Any:
             return text
         reason = whole
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line, object_pairs_hook=_object))

@@ -54,7 +54,8 @@ def _results(path: Path) -> list[Result]:
         try:
             stored = json.loads(text)
         except json.JSONDecodeError:
-            stored = [json.loads(line) for line in text.splitlines()]  # printed by one `score` after the other
+            lines = filter(str.strip, text.split("\n"))  # not splitlines(): JSON may hold U+2028 and its like as it is
+            stored = [json.loads(line) for line in lines]  # printed by one `score` after the other
         stored = stored.get("results", stored) if isinstance(stored, dict) else stored
         return [Result.of(row) for row in (stored if isinstance(stored, list) else [stored])]
     except (ValueError, TypeError, AttributeError) as error:

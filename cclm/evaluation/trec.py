@@ -1,21 +1,23 @@
 """TREC's run and qrels files, which trec_eval, pytrec_eval and ranx read: written from items, and runs read.
 
-Blanks in an id, which separate columns there, are written as %20, % itself as %25.
+Blanks of any kind in an id, which separate columns there, are written as %20 and so on, % itself as %25.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from cclm.data.raw import read_lines
 from cclm.evaluation.items import Captions, Sentences
 from cclm.evaluation.ways import Ranking, ways
 from cclm.storage import whole_file
 
+BLANKS = re.compile(r"[ \t\r\v\f]+")  # as trec_eval reads them: others are part of an id
 COLUMNS = "query Q0 item rank score tag"
 
 
@@ -59,8 +61,8 @@ def read_run(path: Path) -> Iterator[tuple[str, Ranking]]:
     """
     found: dict[str, list[tuple[float, str]]] = {}
     for number, line in enumerate(read_lines(path), 1):
-        columns = line.split()
-        if not columns:
+        columns = BLANKS.split(line.strip(" \t\r\v\f"))
+        if columns == [""]:
             continue
         try:
             query, _, item, _, score, _ = columns
@@ -78,5 +80,4 @@ def read_run(path: Path) -> Iterator[tuple[str, Ranking]]:
 
 
 def _written(name: str) -> str:
-    escaped = name.replace("%", "%25")
-    return "".join(f"%{ord(sign):02X}" if sign in " \t\r\n\v\f" else sign for sign in escaped)
+    return "".join(quote(sign) if sign.isspace() or sign == "%" else sign for sign in name)

@@ -16,6 +16,8 @@ from cclm.evaluation import predictions, trec
 from cclm.evaluation.items import Caption, Captions, Question, Questions, Sentence, Sentences
 from cclm.evaluation.labels import LabelError, contained, read_label
 from cclm.evaluation.protocol import ClassificationProtocol, Protocol, RetrievalProtocol
+from cclm.evaluation.result import Result
+from cclm.evaluation.runs import read_run
 from cclm.evaluation.scoring import ScoreOptions, score_answers, score_rankings
 from cclm.evaluation.task import DataFolder, find
 
@@ -308,3 +310,39 @@ def test_sentences_are_ranked_too(tmp_path: Path) -> None:
     found = score_rankings(test, predictions.read_rankings(stored(tmp_path, rows), test), POINT).result.scores
     assert found["to_english"]["R@1"] == 90.0 and found["from_english"] is None
     assert found["to_english"]["mean_reciprocal_rank"] == pytest.approx(0.95)
+
+
+def test_line_ends_of_unicode_stand_within_a_line(tmp_path: Path) -> None:
+    """JSON may hold them as they are, and lines of JSON end at a line feed alone."""
+    signs = ("\u2028", "\u2029", "\x85", "\u3000")
+    path = tmp_path / "predictions.jsonl"
+    rows = [{"id": f"q{sign}{number}", "prediction": "neutral"} for number, sign in enumerate(signs)]
+    predictions.write(rows, path)
+    assert predictions.read(path) == rows
+    results = [Result("own", "de", "official", 1, {"accuracy": 50.0}, "0", system=f"a{sign}b") for sign in signs]
+    predictions.write([result.to_dict() for result in results], path)
+    assert [one.result for one in read_run(path)] == results
+    items = [{"direction": "up", "id": f"a{sign}%b", "ranked": [f"c{sign}d"], "scores": [0.5]} for sign in signs]
+    trec.write_run(items, tmp_path / "run", "up")
+    assert all(len(line.split()) == 6 for line in (tmp_path / "run").read_text(encoding="utf-8").split("\n")[:-1])
+    assert [(query, one.items) for query, one in trec.read_run(tmp_path / "run")] == [
+        (item["id"], tuple(item["ranked"])) for item in items
+    ]
+    (tmp_path / "run").write_text(" a\u2028b Q0\tc\u3000d 1 0.5 tag\r\n", encoding="utf-8")  # by another hand
+    assert list(trec.read_run(tmp_path / "run")) == [("a\u2028b", predictions.Ranking(("c\u3000d",), (0.5,)))]
+
+
+def test_a_run_is_read_by_its_scores_whatever_the_order_of_its_lines(tmp_path: Path) -> None:
+    test = captions(count=12, each=3)
+    generator = random.Random(2)
+    rankings: dict[str, predictions.Ranking] = {}
+    for image in test.gallery:
+        order = tuple(generator.sample(test.ids, len(test.ids)))
+        rankings[image] = predictions.Ranking(order, tuple(float(-place) for place in range(len(order))))
+    scored = score_rankings(test, {"image_to_text": rankings}, POINT)
+    trec.write_run(scored.items, tmp_path / "a.run", "image_to_text")
+    lines = (tmp_path / "a.run").read_text(encoding="utf-8").split("\n")[:-1]
+    generator.shuffle(lines)
+    (tmp_path / "b.run").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    again = score_rankings(test, {"image_to_text": dict(trec.read_run(tmp_path / "b.run"))}, POINT)
+    assert again == scored and 0 < scored.result.scores["image_to_text"]["R@5"] < 100
