@@ -49,5 +49,14 @@ def device_named(name: str) -> torch.device:
 
 
 def codes(languages: list[str] | str | None) -> tuple[str, ...] | None:
-    """Languages as the command line has them, `de,fr` or `[de, fr]`; None for all."""
-    return tuple(languages.split(",") if isinstance(languages, str) else languages) if languages else None
+    """Languages as the command line has them, `de,fr` or `[de, fr]`, each once; None for all.
+
+    Errors: ValueError where none is named.
+    """
+    if languages is None:
+        return None
+    parts = languages.split(",") if isinstance(languages, str) else languages
+    found = tuple(dict.fromkeys(filter(None, map(str.strip, parts))))
+    if not found:
+        raise ValueError(f"languages are {languages!r}, which names none; give de,fr .., or leave them out for all")
+    return found

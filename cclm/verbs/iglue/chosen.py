@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cclm.evaluation.protocol import Protocol
     from cclm.evaluation.task import DataFolder, Task
 
+ALL = "all"  # as --tasks
+
 
 def add_tests(parser: ArgumentParser) -> None:
     parser.add_argument("--tasks", type=str, required=True, help="xvnli,xflickrco or all; or a task file of your own")
@@ -27,6 +29,17 @@ def add_tests(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--partial", action="store_true", help="score what there is; every number then says of how much"
     )
+
+
+def tasks_named(given: str) -> list[Task[Any, Any]]:
+    """What --tasks says, each once. Errors: ValueError for none, or one that there is not."""
+    from cclm.evaluation import task as tasks
+
+    asked = filter(None, map(str.strip, given.split(",")))
+    names = dict.fromkeys(name for one in asked for name in (tasks.names() if one == ALL else [one]))
+    if not names:
+        raise ValueError(f"--tasks {given!r} names no task; there are {', '.join(tasks.names())}")
+    return [tasks.find(name) for name in names]
 
 
 def add_pictures(parser: ArgumentParser) -> None:
@@ -57,19 +70,14 @@ def chosen(given: Namespace, translator: str = "") -> list[Chosen]:
     `translator`: "shipped", or a model's, for which English needs none. A task is left out in languages that it has
     not, as long as another one has them.
     """
-    from cclm.evaluation import task as tasks
-
     found = []
-    names = tasks.names() if given.tasks == "all" else [name for name in given.tasks.split(",") if name]
-    for task in map(tasks.find, names):
+    for task in tasks_named(given.tasks):
         protocol = task.protocol(given.protocol)
         split = f"{protocol.split}_translated" if translator == "shipped" else protocol.split
         if split not in task.splits:
             raise ValueError(f"task {task.name} ships no translated {protocol.split}; give --translate a model's name")
         languages = tuple(name for name in task.splits[split].languages if not translator or name != "en")
         found.append(Chosen(task, protocol, languages, translator == "shipped"))
-    if not found:
-        raise ValueError(f"--tasks {given.tasks!r} names no task; there are {', '.join(tasks.names())}")
     wanted = codes(given.languages)
     if wanted is None:
         return found

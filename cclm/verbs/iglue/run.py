@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cclm.verbs.iglue.chosen import add_pictures, add_tests, pictures_of
+from cclm.verbs.iglue.chosen import ALL, add_pictures, add_tests, pictures_of, tasks_named
 from cclm.verbs.iglue.evaluate import line
 from cclm.verbs.inputs import codes, device_named
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from cclm.evaluation.protocol import Regime
     from cclm.evaluation.runner import RunOptions
-    from cclm.evaluation.task import Task
     from cclm.training.regimes import Bench, Wanted
 
 
@@ -146,16 +145,12 @@ def _rates(given: str | None) -> tuple[float, ...]:
 
 def _wanted(given: Namespace) -> list[Wanted]:
     """Errors: ValueError for tasks, protocols, configs that there are not, and options of another task."""
-    from cclm.evaluation import task as tasks
     from cclm.training.finetune_config import Recipe
     from cclm.training.regimes import Wanted
 
-    asked = [name for name in given.tasks.split(",") if name]
-    chosen: list[Task] = [tasks.find(name) for name in (tasks.names() if asked == ["all"] else asked)]
-    if asked == ["all"]:
+    chosen = tasks_named(given.tasks)
+    if given.tasks.strip() == ALL:
         chosen = [task for task in chosen if "train" in task.splits]
-    if not chosen:
-        raise ValueError(f"--tasks {given.tasks!r} names no task; there are {', '.join(tasks.names())}")
     names = [task.name for task in chosen]
     train, dev, tuned = (_by_task(getattr(given, name), name, names) for name in ("train", "dev", "finetuned"))
     return [

@@ -66,6 +66,16 @@ def test_json_tells_every_file(bundle: Path, capsys: pytest.CaptureFixture) -> N
     assert missing["files"] == ["XVNLI/annotations/en/dev-ar_gmt.jsonl"]
 
 
+def test_tasks_and_languages_are_named_as_everywhere(xvnli: Path, capsys: pytest.CaptureFixture) -> None:
+    for given, wanted in (("all", names()), (" xvnli, xgqa,,xvnli ", ["xvnli", "xgqa"])):
+        main(["iglue", "check", "--data", str(xvnli), "--tasks", given, "--languages", " ar, en,", "--json"])
+        found = {
+            one["task"]: {split["language"] for split in one["splits"]} for one in json.loads(capsys.readouterr().out)
+        }
+        assert set(found) == {name for name in wanted if {"ar", "en"} & set(find(name).languages)}
+        assert found["xvnli"] == {"ar", "en"}
+
+
 @pytest.mark.parametrize(
     ("content", "state", "told"),
     [
@@ -188,6 +198,8 @@ class TestPictures:
         (["--data", "nowhere"], "--data nowhere is no folder"),
         (["--data", ".", "--images", "nowhere"], "--images nowhere is no folder"),
         (["--data", ".", "--tasks", "xvnlo"], "no task 'xvnlo'; did you mean 'xvnli'?"),
+        (["--data", ".", "--tasks", " , "], "--tasks ' , ' names no task; there are "),
+        (["--data", ".", "--languages", ","], "languages are ',', which names none"),
         (["--data", ".", "--languages", "dee"], "in language 'dee'; did you mean 'de'?"),
     ],
 )

@@ -147,6 +147,8 @@ def test_a_line_tells_all_that_a_number_depends_on(data: Path, clip: Path, capsy
     [
         ({"--model": "{data}"}, "has no config.json; give a pretrained folder of cclm, a CLIP"),
         ({"--tasks": "xflickr"}, "no task 'xflickr'"),
+        ({"--tasks": "xflickrco, xvnli ", "--languages": " en ,"}, "has no XVNLI/annotations/en/test.jsonl"),
+        ({"--tasks": ","}, "--tasks ',' names no task; there are"),
         ({"--languages": "de,xx"}, "no test in language xx; these tasks have de, en"),
         ({"--protocol": "strict"}, "has no protocol 'strict'"),
         ({"--data": "{data}/absent"}, "is no folder"),

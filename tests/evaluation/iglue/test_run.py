@@ -226,6 +226,18 @@ def test_real_photographs_in_part_and_a_test_that_was_trained_on(
         ),
         ((*XVNLI, "--languages", "de"), "xvnli has nothing for regime zero-shot in de; it has en, ar, es, fr, ru"),
         ((*XVNLI, "--languages", "ar,de"), "no test in language de; there are ar, en, es, fr, ru"),
+        (
+            (*XVNLI, "--tasks", " xvnli ,", "--languages", " ar, de"),
+            "no test in language de; there are ar, en, es, fr,",
+        ),
+        (
+            ("--tasks", "xflickrco", "--regime", "translate-train", "--languages", "ja"),
+            "no file xFlickrCO/annotations/ja/train.jsonl for its official train_translated in ja; fetch it",
+        ),
+        (
+            ("--tasks", "xflickrco", "--regime", "translate-train", "--languages", "es"),
+            "xflickrco has nothing for regime translate-train in es; it has de, ja",
+        ),
         ((*XVNLI, "--regime", "few-shoot"), "no regime 'few-shoot'; did you mean 'few-shot'?"),
         (
             (*XVNLI, "--regime", "translate-train"),

@@ -302,6 +302,17 @@ class TestWIT:
         assert notes == ["captions without text: 1, kept", "captions without text: 1, left out"]
 
 
+class TestXFlickrCO:
+    def test_translate_train_is_in_two_languages_under_two_names(self, tmp_path: Path) -> None:
+        for name, text in (("de/train_ann", "ein Hund"), ("ja/train", "犬")):
+            row = {"sentences": [text, text], "id": "7", "img_path": "7.jpg"}
+            write(tmp_path / f"xFlickrCO/annotations/{name}.jsonl", lines([row]))
+        task, data = find("xflickrco"), DataFolder(tmp_path)
+        assert task.splits["train_translated"].languages == ("de", "ja")
+        found = [task.items(data, language, "train_translated") for language in ("de", "ja")]
+        assert [[caption.text for caption in items] for items in found] == [["ein Hund"] * 2, ["犬"] * 2]
+
+
 class TestMulti30k:
     def test_five_captions_and_one_are_two_protocols(self, bundle: Path) -> None:
         """Check 8: named differently, and the number of captions stands beside them."""
