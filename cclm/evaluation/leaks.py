@@ -30,10 +30,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Overlap:
-    """`total`: images of the test, or texts of its items that say something; `seen`: those in the training."""
+    """`total`: images of the test, or texts of its items that say something; `seen`: those in the training.
+
+    `at_hand`: whether they could be looked for; nothing is known of those that could not.
+    """
 
     total: int
     seen: tuple[Seen, ...]
+    at_hand: bool = True
 
     @property
     def percent(self) -> float:
@@ -44,8 +48,17 @@ class Overlap:
         return tuple(dict.fromkeys(self.seen))[:EXAMPLES]
 
     def to_dict(self) -> dict[str, Any]:
+        """Numbers are None where nothing was at hand."""
+        if not self.at_hand:
+            return {"at_hand": False, "leaked": None, "total": None, "percent": None, "examples": []}
         examples = [vars(found) for found in self.examples()]
-        return {"leaked": len(self.seen), "total": self.total, "percent": self.percent, "examples": examples}
+        return {
+            "at_hand": True,
+            "leaked": len(self.seen),
+            "total": self.total,
+            "percent": self.percent,
+            "examples": examples,
+        }
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,8 @@ class Leak:
             for kind, found in (("images", self.images), ("texts", self.texts))
             if found.total
         ]
-        lines = [f"{where}: {', '.join(counts) or 'neither images nor texts'} are in the training data"]
+        unknown = "" if self.texts.at_hand else "; texts: not at hand"
+        lines = [f"{where}: {', '.join(counts) or 'neither images nor texts'} are in the training data{unknown}"]
         for found in (*self.images.examples(), *self.texts.examples()):
             by = "its bytes" if found.how == "bytes" else "its name" if found.how == "name" else found.language
             lines.append(f"  {found.what!r} in record {found.key} ({by})")
@@ -157,4 +171,5 @@ def _images(test: TestSet, wanted: _Wanted, hashes: dict[str, str]) -> Overlap:
 def _texts(test: TestSet, wanted: _Wanted) -> Overlap:
     texts = [(text, normalised(text)) for text in texts_in(test)]
     found = [(text, wanted.texts[form]) for text, form in texts if form]
-    return Overlap(len(found), tuple(Seen(text, seen.key, "text", seen.language) for text, seen in found if seen))
+    seen = tuple(Seen(text, seen.key, "text", seen.language) for text, seen in found if seen)
+    return Overlap(len(found), seen, not (isinstance(test, Questions) and test.textless))

@@ -102,6 +102,18 @@ def test_german_captions_of_xflickrco_are_multi30k_s(
     assert found["texts"]["examples"][0]["language"] == "de"
 
 
+def test_texts_that_are_not_at_hand_are_not_said_to_be_clean(
+    multi30k: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    german, english = leaks(capsys, multi30k, "--task", "xgqa", "--data", bundle, "--languages", "de, en")
+    assert (german["images"]["at_hand"], german["images"]["total"]) == (True, 300)
+    assert (german["texts"]["at_hand"], german["texts"]["leaked"], german["texts"]["total"]) == (False, None, None)
+    assert (english["texts"]["at_hand"], english["texts"]["total"]) == (True, 9666)
+    main(["data", "leaks", str(multi30k), "--task", "xgqa", "--data", str(bundle), "--languages", "de"])
+    told = "xgqa test in de: 0 of 300 images (0.0 %) are in the training data; texts: not at hand\n"
+    assert capsys.readouterr().out == told
+
+
 def questions(*images: tuple[str, ...]) -> Questions:
     protocol = ClassificationProtocol(name="official", about="")
     asked = tuple(Question(f"q{n}", names, f"Is number {n} here?", "yes") for n, names in enumerate(images))
