@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -53,6 +54,25 @@ def test_a_system_has_an_average_only_where_its_languages_are_not_known() -> Non
     numbers = published(unverified=True)
     by_language = {(n.series, n.source) for n in numbers if n.language != AVERAGE}
     assert not [n for n in numbers if n.language == AVERAGE and (n.series, n.source) in by_language]
+
+
+def test_a_system_has_one_name_in_all_files() -> None:
+    """A name that another one has all words of is a shorter form of it, but for these, which are two systems."""
+    systems = {number.system: {*re.split(r"[ /()-]+", number.system.lower())} for number in published(unverified=True)}
+    longer = {(one, other) for one in systems for other in systems if systems[one] < systems[other]}
+    adapted = {(name, f"{name} + cultural code-switching") for name in ("xUNITER", "UC2", "M3P")}
+    assert longer == adapted | {
+        ("mBLIP mT0-XL", "mBLIP mT0-XL (fine-tuned in English)"),
+        ("PaliGemma 3B 224 px", "PaliGemma 2 3B 224 px"),
+    }
+    for system in (
+        "SigLIP-i18n B/16-256",
+        "OpenCLIP XLM-R-L ViT-H/14",
+        "OpenCLIP XLM-R-B ViT-B/32",
+        "NLLB-SigLIP-L (v1)",
+    ):
+        numbers = published(system=system, task="xm3600", direction="text_to_image", metric="R@1")
+        assert {number.protocol for number in numbers} == {"all-captions", "one-caption"}, system
 
 
 def test_numbers_stand_beside_results_of_the_same_thing_only() -> None:
