@@ -80,6 +80,7 @@ class System:
 
     `name` stands in reports, `kind` in errors. `sha256` tells its weights from others. `image_size`: pixels below which
     a jpeg need not be decoded, None for all that it has. `settings`: of how it runs, those that change its numbers.
+    `notes`: what of that every result says in words.
     """
 
     name: str
@@ -91,6 +92,7 @@ class System:
     labels: Labeller | None = None
     image_size: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: object, name: str, kind: str, sha256: str) -> Self:

@@ -161,7 +161,8 @@ def cached(
 
 
 def _described(result: Result, test: TestSet, system: System, pictures: PictureFiles, options: RunOptions) -> Result:
-    notes = [*result.notes, *options.notes, *([pictures.note] if pictures.note and test.images() else [])]
+    drawn = [pictures.note] if pictures.note and test.images() else []
+    notes = [*result.notes, *options.notes, *system.notes, *drawn]
     if options.rerank and isinstance(test, Captions):
         weight = f" with {options.rerank_similarity:g} x similarity" if options.rerank_similarity else ""
         notes.append(f"the {options.rerank} best of each query reordered by the matching head{weight}")

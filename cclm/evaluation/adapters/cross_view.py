@@ -23,6 +23,7 @@ from cclm.models.encoding import (
     match_scores,
 )
 from cclm.models.model import CCLMModel
+from cclm.models.processor import CCLMProcessor
 from cclm.types import View
 
 
@@ -118,4 +119,13 @@ def open_cross_view(
         pairs=adapter if "match" in heads else None,
         labels=adapter if {"classify", "answer"} & set(heads) else None,
         image_size=model.processor.image_size,
+        settings={"text_cleaning": model.processor.text_cleaning, "max_words": model.processor.max_words},
+        notes=_cleaning(model.processor),
     )
+
+
+def _cleaning(processor: CCLMProcessor) -> tuple[str, ...]:
+    """What is done to texts, which others read as they stand (reference/iglue.md 1.8)."""
+    told = [processor.text_cleaning] if processor.text_cleaning != "none" else []
+    told += [f"{processor.max_words} words"] if processor.max_words is not None else []
+    return (f"texts cleaned by the model: {', '.join(told)}",) if told else ()

@@ -81,7 +81,7 @@ def open_system(name: str, options: ModelOptions) -> System:
         from cclm.evaluation.adapters.dual_encoder import open_dual_encoder
 
         system = open_dual_encoder(name, sha256, options.device, encoding)
-    return replace(system, settings=settings)
+    return replace(system, settings=settings | system.settings)
 
 
 def _own(name: str) -> System:

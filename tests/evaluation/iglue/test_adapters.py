@@ -13,6 +13,10 @@ from transformers import AutoModel, AutoProcessor
 
 from cclm.evaluation.adapters.open import ModelOptions, kind_of, open_system
 from cclm.evaluation.embedder import System
+from cclm.evaluation.items import Caption, Captions
+from cclm.evaluation.pictures import open_pictures
+from cclm.evaluation.protocol import RetrievalProtocol
+from cclm.evaluation.runner import RunOptions, evaluate
 from cclm.models.encoding import EncodingOptions
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor
@@ -122,6 +126,40 @@ def test_our_folders_are_ours_though_sentence_transformers_reads_them_too(
     assert torch.allclose(
         system.dual.embed_texts(written, "en"), torch.from_numpy(model.embed_texts(written, processor)), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("cleaning", "words", "notes"),
+    [
+        ("none", None, ()),
+        ("caption", 80, ("texts cleaned by the model: caption, 80 words",)),
+        ("question", None, ("texts cleaned by the model: question",)),
+    ],
+)
+def test_what_our_models_do_to_texts_is_told(
+    model: CCLMModel, processor: CCLMProcessor, tmp_path: Path, cleaning: str, words: int | None, notes: tuple[str, ...]
+) -> None:
+    model.save_pretrained(tmp_path)
+    tokens = processor.max_tokens
+    CCLMProcessor(processor.tokenizer, processor.settings, tokens, cleaning, words).save_pretrained(tmp_path)
+    system = opened(tmp_path)
+    assert system.notes == notes
+    assert (system.settings["text_cleaning"], system.settings["max_words"]) == (cleaning, words)
+    assert system.settings["match_score"] == "log_odds"
+    names = {"red": "a red block", "green": "a green block", "blue": "ein Block"}
+    captions = tuple(Caption(name, f"{name}.png", text) for name, text in names.items())
+    test = Captions(
+        task="t",
+        language="en",
+        protocol=RetrievalProtocol(name="official", about=""),
+        split="test",
+        captions=captions,
+        gallery=tuple(caption.image for caption in captions),
+    )
+    with open_pictures(None) as pictures:
+        result = evaluate(system, test, pictures, RunOptions()).result
+    assert [note for note in result.notes if note.startswith("texts cleaned")] == list(notes)
+    assert result.provenance["settings"].items() >= {"text_cleaning": cleaning, "max_words": words}.items()
 
 
 def test_a_model_of_ones_own_comes_from_a_function_of_a_file(tmp_path: Path) -> None:
