@@ -23,7 +23,7 @@ def truths(labels: tuple[str, ...]) -> dict[bool, str] | None:
 
 
 def read_label(value: Any, labels: tuple[str, ...], loose: bool = False) -> str:
-    """The label that `value` stands for. `loose`: any text will do, as answers are looked through for the label.
+    """The label that `value` stands for. `loose`: other texts do too, as answers are looked through for labels.
 
     A few labels are told apart from their case, as numbers in their order, and by the highest of one score for each.
     Of many, only texts are read, as they stand. Errors: LabelError.
@@ -34,17 +34,21 @@ def read_label(value: Any, labels: tuple[str, ...], loose: bool = False) -> str:
         return _highest(value, labels)
     if isinstance(value, bool) and truth is not None:
         return truth[value]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and few:
         return _numbered(value, labels, truth)
     if not isinstance(value, str):
         raise LabelError(f"{value!r} is no label; give {_allowed(labels)}")
-    if loose or not few or value in labels:
+    if not few or value in labels:
         return value
     text = value.strip().casefold()
     if same := [label for label in labels if label.casefold() == text]:
         return same[0]
-    if re.fullmatch(r"\d+", text):
-        return _numbered(int(text), labels, truth)
+    if (number := re.fullmatch(r"(\d+)(\.0*)?", text)) and not (loose and int(number[1]) >= len(labels)):
+        return _numbered(int(number[1]), labels, truth)
+    if loose:
+        return value
     raise LabelError(f"{value!r} is no label; give {_allowed(labels)}")
 
 

@@ -1,7 +1,7 @@
 """Predictions of any system, read as they come: answers by id, ranked lists, our own JSON lines, TREC runs.
 
 Nothing is unpickled. What is read is by id, so that the order of a file never matters; only the lists of gallery rows
-that IGLUE ships have no ids, and stand in the order of the captions.
+that IGLUE ships have no ids, and stand in the order of the captions. What a file does not say itself is noted.
 """
 
 from __future__ import annotations
@@ -9,22 +9,34 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeVar
 
 from cclm.data.raw import read_lines
 from cclm.evaluation.items import Captions, Pictures, Questions, Sentences
 from cclm.evaluation.labels import LabelError, read_label
+from cclm.evaluation.listed import Listed, ListReader
 from cclm.evaluation.trec import read_run
-from cclm.evaluation.ways import Ranking, Way, ways
+from cclm.evaluation.ways import Rankings, ways
 from cclm.storage import whole_file
 
 IDS = ("questionId", "question_id", "id", "pairID", "identifier", "qid")
-ANSWERS = ("prediction", "pred", "answer", "label")  # where several stand there, the later may be what is right
+SAID = ("prediction", "pred")
+DOUBTFUL = ("answer", "label")  # in other files what is right; where both stand there, the latter is
+BESIDE = ("images", "right")  # of our own items, which are no predictions
 RANKED = ("ranked", "ranking")
 
-Rankings: TypeAlias = dict[str, dict[str, Ranking]]  # direction -> id of the query -> list
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Given(Generic[T]):
+    """What a file holds. `notes`: how it was read where it does not say so itself, for the result made of it."""
+
+    predictions: T
+    notes: tuple[str, ...] = ()
 
 
 def write(items: Iterable[Mapping[str, Any]], path: Path) -> None:
@@ -41,18 +53,19 @@ def read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def read_answers(path: Path, test: Questions | Pictures) -> dict[str, str]:
+def read_answers(path: Path, test: Questions | Pictures) -> Given[dict[str, str]]:
     """Labels by id: of a JSON list of objects, one object a line, or one object from id to label.
 
-    Errors: ValueError for a file that is none of these, an id that repeats, or a value that is no label of the task.
+    Errors: ValueError for a file that is none of these, or empty; a field that may be what is right instead of what was
+    said; an id that repeats, or a value that is no label of the task.
     """
-    found = _parsed(path)
+    found, notes = _parsed(path), ()
     if isinstance(found, dict):
         rows: list[tuple[str, Any]] = list(found.items())
     elif isinstance(found, list) and all(isinstance(row, dict) for row in found):
-        rows = [
-            (_named(path, number, row, IDS), _field(path, number, row, ANSWERS)) for number, row in _numbered(found)
-        ]
+        field = _answer_field(path, found)
+        notes = () if field == SAID[0] else (f"answers read from field {field!r}",)
+        rows = list(zip(_ids(path, found), _column(path, found, field), strict=True))
     else:
         raise ValueError(f"{path} holds no answers; give a JSON list of {{id, prediction}}, or an object id -> label")
     _refuse_repeats(path, [name for name, _ in rows])
@@ -67,98 +80,90 @@ def read_answers(path: Path, test: Questions | Pictures) -> dict[str, str]:
             wrong.append(f"{name!r}: {error}")
     if wrong:
         raise ValueError(f"{path}: {len(wrong):,} of {len(rows):,} answers are no labels, first of {wrong[0]}")
-    return answers
+    return Given(answers, notes)
 
 
-def read_rankings(path: Path, test: Captions | Sentences) -> Rankings:
+def _answer_field(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    """The field that holds what was said, which is never guessed among several that may."""
+    field = _one_of(path, rows, (*SAID, *DOUBTFUL))
+    known = {*IDS, *DOUBTFUL, *BESIDE}
+    if field in DOUBTFUL and (others := sorted({name for row in rows for name in row} - known)):
+        raise ValueError(
+            f"{path}: {field!r} may be what is right, and {' or '.join(map(repr, others))} what was predicted; name "
+            f"the field of the predictions {SAID[0]!r}, or leave the others out"
+        )
+    return field
+
+
+def read_rankings(path: Path, test: Captions | Sentences, direction: str | None = None) -> Given[Rankings]:
     """Ranked lists by direction and id of the query.
 
-    Of a JSON list of lists of gallery rows or ids, one for each query of the first direction in its order; one object a
-    line with "id" and "ranked", "scores" and "direction" where they are known; one object from id to list; a TREC run.
-    Errors: ValueError for a file that is none of these, another number of lists, a query that repeats.
+    Of a JSON list of lists of gallery rows or ids, one for each query in its order; one object a line with "id" and
+    "ranked", "scores" and "direction" where they are known; one object from id to list; a TREC run. `direction`: of
+    lists that do not tell theirs; without it, lists in order are of the first, and others must be told by their ids.
+    Errors: ValueError for a file that is none of these, or empty; another number of lists, a query that repeats, a
+    direction that nothing tells.
     """
     both = ways(test)
-    found = _parsed(path, plain=True)
-    if isinstance(found, str):
-        return _directed(path, ((None, query, ranking) for query, ranking in read_run(path)), both)
-    if isinstance(found, list) and found and all(isinstance(row, list) for row in found):
-        way = both[0]
+    by_name = {way.name: way for way in both}
+    if direction is not None and direction not in by_name:
+        raise ValueError(f"no direction {direction!r} in task {test.task}; allowed: {', '.join(by_name)}")
+    reader, found = ListReader(path, both, direction), _parsed(path, plain=True)
+    if isinstance(found, list) and all(isinstance(row, list) for row in found):
+        way = both[0] if direction is None else by_name[direction]
         if len(found) != len(way.queries):
             raise ValueError(
                 f"{path} holds {len(found):,} lists where {way.name} has {len(way.queries):,} queries; give one for "
                 "each, in their order, or lists by id"
             )
         rows = zip(way.queries, found, strict=True)
-        return {way.name: {query: _ranking(path, query, row, way) for query, row in rows}}
-    if isinstance(found, dict):
-        given = ((None, query, row) for query, row in found.items())
-    elif isinstance(found, list) and found and all(isinstance(row, dict) for row in found):
-        given = (_listed(path, number, row) for number, row in _numbered(found))
+        lists = {query: reader.named(_listed(path, query, row), way) for query, row in rows}
+        return Given({way.name: lists}, (f"{way.name}: lists without ids, matched by position",))
+    if isinstance(found, str):
+        given = [Listed(query, ranking.items, ranking.scores) for query, ranking in read_run(path)]
+    elif isinstance(found, dict):
+        given = [_listed(path, query, row) for query, row in found.items()]
+    elif isinstance(found, list) and all(isinstance(row, dict) for row in found):
+        columns = zip(_ids(path, found), _column(path, found, _one_of(path, found, RANKED)), found, strict=True)
+        given = [_listed(path, query, items, row) for query, items, row in columns]
     else:
         raise ValueError(
             f"{path} holds no ranked lists; give lists of gallery rows as JSON, objects {{id, ranked}}, or TREC's run"
         )
-    return _directed(path, given, both)
+    return Given(*reader.by_direction(given))
 
 
-def _numbered(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    return enumerate(rows, 1)
-
-
-def _listed(path: Path, number: int, row: dict[str, Any]) -> tuple[str | None, str, Any]:
-    """Direction, query and list of one object; with scores, a list of both."""
-    items = _field(path, number, row, RANKED)
-    if "scores" in row:
-        scores = row["scores"]
-        if not isinstance(items, list) or not isinstance(scores, list) or len(scores) != len(items):
-            raise ValueError(f"{path}, item {number}: ranked and scores are no lists of one length")
-        items = list(zip(items, scores, strict=True))
-    return row.get("direction"), _named(path, number, row, IDS), items
-
-
-def _directed(path: Path, given: Iterable[tuple[str | None, str, Any]], both: tuple[Way, Way]) -> Rankings:
-    """Lists by direction, told by name, else by whose query it is."""
-    known = {way.name: way for way in both}
-    asking = {way.name: frozenset(way.queries) for way in both}
-    found: Rankings = {}
-    repeated: list[str] = []
-    for direction, query, row in given:
-        name = direction or next((name for name, queries in asking.items() if query in queries), both[0].name)
-        if name not in known:
-            raise ValueError(f"{path}: direction {name!r} of query {query!r}; allowed: {', '.join(known)}")
-        lists = found.setdefault(name, {})
-        if query in lists:
-            repeated.append(query)
-        lists[query] = row if isinstance(row, Ranking) else _ranking(path, query, row, known[name])
-    if repeated:
-        raise ValueError(f"{path}: {len(repeated):,} queries repeat, first {repeated[0]!r}; give one list for each")
-    return found
-
-
-def _ranking(path: Path, query: str, row: Any, way: Way) -> Ranking:
-    """A list of ids or rows of the gallery, or of (id or row, score), best first or in the order of the scores."""
-    if not isinstance(row, list):
-        raise ValueError(f"{path}: the list of query {query!r} is {str(row)[:40]!r}; give gallery rows or ids")
-    scored = bool(row) and all(isinstance(entry, tuple) for entry in row)
-    if scored:
-        if not all(type(score) in (int, float) and math.isfinite(score) for _, score in row):
-            raise ValueError(f"{path}: scores of query {query!r} are no numbers")
-        row = sorted(row, key=lambda entry: -entry[1])
-    names = []
-    for item in [entry[0] for entry in row] if scored else row:
-        if type(item) is int and not 0 <= item < len(way.gallery):
-            raise ValueError(
-                f"{path}: gallery row {item} in the list of query {query!r}; rows are 0 to {len(way.gallery) - 1:,}"
-            )
-        if not isinstance(item, int | str) or isinstance(item, bool):
-            raise ValueError(f"{path}: {str(item)[:40]!r} in the list of query {query!r} is neither gallery row nor id")
-        names.append(way.gallery[item] if isinstance(item, int) else item)
-    return Ranking(tuple(names), tuple(float(score) for _, score in row) if scored else None)
+def _listed(path: Path, query: str, items: Any, row: Mapping[str, Any] | None = None) -> Listed:
+    """A list of ids or rows of a gallery; with the scores, by which it is ordered, and the direction of its row."""
+    scores, direction = (row or {}).get("scores"), (row or {}).get("direction")
+    if not isinstance(items, list):
+        raise ValueError(f"{path}: the list of query {query!r} is {str(items)[:40]!r}; give gallery rows or ids")
+    if strange := [item for item in items if not isinstance(item, int | str) or isinstance(item, bool)]:
+        raise ValueError(
+            f"{path}: {str(strange[0])[:40]!r} in the list of query {query!r} is neither gallery row nor id"
+        )
+    if scores is None:
+        return Listed(query, tuple(items), None, direction)
+    if not isinstance(scores, list) or len(scores) != len(items):
+        raise ValueError(f"{path}: ranked and scores of query {query!r} are no lists of one length")
+    if not all(type(score) in (int, float) and math.isfinite(score) for score in scores):
+        raise ValueError(f"{path}: scores of query {query!r} are no numbers")
+    order = sorted(range(len(items)), key=lambda place: -scores[place])
+    ordered = tuple(items[place] for place in order), tuple(float(scores[place]) for place in order)
+    return Listed(query, *ordered, direction)
 
 
 def _parsed(path: Path, plain: bool = False) -> Any:
     """JSON, or JSON lines as a list. `plain`: text that is neither is given back. Errors: OSError; ValueError."""
-    text = "\n".join(read_lines(path))
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the file of predictions in it")
+    found = _json(path, "\n".join(read_lines(path)), plain)
+    if found in ("", [], {}):
+        raise ValueError(f"{path} is empty; write the predictions again")
+    return found
+
+
+def _json(path: Path, text: str, plain: bool) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
@@ -166,7 +171,7 @@ def _parsed(path: Path, plain: bool = False) -> Any:
     except ValueError as whole:
         if isinstance(whole, RepeatedError):
             raise ValueError(f"{path}: {whole}") from None
-        if plain and not text.lstrip().startswith(("[", "{")):
+        if plain and text.strip() and not text.lstrip().startswith(("[", "{")):
             return text
         reason = whole
     rows = []
@@ -179,8 +184,6 @@ def _parsed(path: Path, plain: bool = False) -> Any:
             except ValueError as error:
                 told = f"line {number}: {error}" if rows else str(reason)
                 raise ValueError(f"{path} is cut or no JSON ({told}); write it again") from None
-    if not rows:
-        raise ValueError(f"{path} is empty; write the predictions again")
     return rows
 
 
@@ -198,7 +201,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _tell_repeats(names: Sequence[str]) -> None:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise RepeatedError(f"{len(repeated):,} ids stand there more than once, first {repeated[0]!r}; give each once")
+        raise RepeatedError(
+            f"ids that stand there more than once: {len(repeated):,}, first {repeated[0]!r}; give each once"
+        )
 
 
 def _refuse_repeats(path: Path, names: Sequence[str]) -> None:
@@ -208,15 +213,25 @@ def _refuse_repeats(path: Path, names: Sequence[str]) -> None:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _field(path: Path, number: int, row: dict[str, Any], names: tuple[str, ...]) -> Any:
-    found = next((name for name in names if name in row), None)
+def _one_of(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """The first of these fields that a row has. Errors: ValueError with all of them."""
+    found = next((name for name in names if any(name in row for row in rows)), None)
     if found is None:
-        raise ValueError(f"{path}, item {number} has no {names[0]}; it has {', '.join(row) or 'nothing'}")
-    return row[found]
+        raise ValueError(f"{path}, item 1 has no {' or '.join(names)}; it has {', '.join(rows[0]) or 'nothing'}")
+    return found
 
 
-def _named(path: Path, number: int, row: dict[str, Any], names: tuple[str, ...]) -> str:
-    value = _field(path, number, row, names)
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        raise ValueError(f"{path}, item {number}: id {str(value)[:40]!r} is neither text nor a whole number")
-    return str(value)
+def _column(path: Path, rows: Sequence[dict[str, Any]], field: str) -> list[Any]:
+    """A field of all rows. Errors: ValueError naming the row that lacks it."""
+    for number, row in enumerate(rows, 1):
+        if field not in row:
+            raise ValueError(f"{path}, item {number} has no {field}, as others have; give it to each")
+    return [row[field] for row in rows]
+
+
+def _ids(path: Path, rows: Sequence[dict[str, Any]]) -> list[str]:
+    names = _column(path, rows, _one_of(path, rows, IDS))
+    for number, value in enumerate(names, 1):
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            raise ValueError(f"{path}, item {number}: id {str(value)[:40]!r} is neither text nor a whole number")
+    return [str(value) for value in names]

@@ -62,9 +62,10 @@ def check_ids(wanted: Collection[str], given: Collection[str], what: str, spared
     if missing:
         faults.append(f"{len(missing):,} of {len(known):,} {what} have no prediction, first {missing[0]!r}")
     if extra:
-        faults.append(f"{len(extra):,} predictions are of none of the test's {what}, first {extra[0]!r}")
+        told = f"{len(extra):,}, first {extra[0]!r}, where ids are as {next(iter(wanted))!r}"
+        faults.append(f"predictions of none of the test's {what}: {told}")
     if faults:
-        raise ValueError(f"{'; '.join(faults)}: give one for each, of this test, language and protocol")
+        raise ValueError(f"{'; '.join(faults)}; give one for each, of this test, language and protocol")
     return len(held - known)
 
 
@@ -85,8 +86,14 @@ def score_answers(
     else:
         asked = [Question(picture.id, (picture.image,), "", picture.label) for picture in test.pictures]
         loose, choices = False, frozenset(test.names)
-    if choices and not loose and (strange := sum(answers[name] not in choices for name in test.ids)):
-        notes += (f"answers that are none of the {len(choices):,} labels: {strange:,}, count as wrong",)
+    said = Counter(answers[name] for name in test.ids)
+    if loose:
+        strange = sum(count for text, count in said.items() if not any(contained(label, text) for label in choices))
+    else:
+        strange = sum(count for text, count in said.items() if text not in choices)
+    if choices and strange:
+        told = "hold" if loose else "are"
+        notes += (f"answers that {told} none of the {len(choices):,} labels: {strange:,}, count as wrong",)
     right = np.array(
         [
             question.label is not None
@@ -200,7 +207,7 @@ def score_rankings(
             notes.append(f"{way.name}: not in the predictions")
             continue
         given = rankings[way.name]
-        check_ids(way.queries, given, "queries")
+        check_ids(way.queries, given, f"{way.name} queries")
         kept, found = listed_ranks(way, given)
         ranks.append(found)
         lists.append(kept)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ class Ranking:
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+Rankings: TypeAlias = dict[str, dict[str, Ranking]]  # direction -> id of the query -> list
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,8 @@ def listed_ranks(way: Way, rankings: Mapping[str, Ranking]) -> tuple[list[Rankin
         query, name = outside[0]
         raise ValueError(
             f"{way.name}: {len(outside):,} of {len(way.queries):,} lists hold an item that is not in the gallery of "
-            f"{len(way.gallery):,}, first {name!r} for query {query!r}; rank the gallery of this task and protocol"
+            f"{len(way.gallery):,}, first {name!r} for query {query!r}; rank the gallery of this task and protocol, by "
+            f"ids as {way.gallery[0]!r} or rows as numbers from 0"
         )
     for fault, queries in faults.items():
         if queries:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from cclm.evaluation.items import TestSet
+    from cclm.evaluation.items import Captions, Sentences, TestSet
     from cclm.evaluation.protocol import Protocol
     from cclm.evaluation.result import Result
     from cclm.evaluation.scoring import Scored
@@ -27,7 +28,10 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--draws", type=int, default=1000, help="of the bootstrap; 0 for no intervals")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument(
-        "--direction", type=str, default=None, help="of the two files below; the task's first by default"
+        "--direction",
+        type=str,
+        default=None,
+        help="of ranked lists that do not tell theirs, and of the two files below; the task's first by default",
     )
     parser.add_argument("--trec-run", type=Path, default=None, help="also write the ranked lists as a TREC run")
     parser.add_argument("--trec-qrels", type=Path, default=None, help="also write what is relevant as TREC qrels")
@@ -35,8 +39,6 @@ def options(parser: ArgumentParser) -> None:
 
 
 def run(given: Namespace) -> None:
-    from dataclasses import replace
-
     from cclm.evaluation.task import DataFolder, find
     from cclm.storage import file_hash
 
@@ -57,27 +59,39 @@ def run(given: Namespace) -> None:
 
 def _scored(given: Namespace, task: Any, data: Any, test: TestSet) -> tuple[Scored, list[Result]]:
     """What the predictions score; of answers also under the other protocols that they suffice for."""
-    from cclm.evaluation.conversion import other_protocols
+    from cclm.evaluation.conversion import fitting_protocols, other_protocols
     from cclm.evaluation.items import Captions, Questions, Sentences
     from cclm.evaluation.predictions import read_answers, read_rankings
     from cclm.evaluation.scoring import ScoreOptions, score_answers, score_rankings
+
+    options = ScoreOptions(given.draws, given.seed)
+    ranked = isinstance(test, Captions | Sentences)
+    if not ranked and (given.trec_run or given.trec_qrels):
+        raise ValueError(f"task {test.task} ranks nothing; leave --trec-run and --trec-qrels out")
+    read = read_rankings(given.predictions, test, given.direction) if ranked else read_answers(given.predictions, test)
+    try:
+        scored = (score_rankings if ranked else score_answers)(test, read.predictions, options)
+    except ValueError as error:
+        if fitting := fitting_protocols(task, data, test, read.predictions):
+            raise ValueError(f"{error}; the ids are exactly those of --protocol {' or '.join(fitting)}") from None
+        raise
+    scored = replace(scored, result=replace(scored.result, notes=(*scored.result.notes, *read.notes)))
+    if ranked:
+        _write_trec(given, test, scored)
+    if not isinstance(test, Questions):
+        return scored, []
+    return scored, other_protocols(task, data, test, read.predictions, options)
+
+
+def _write_trec(given: Namespace, test: Captions | Sentences, scored: Scored) -> None:
     from cclm.evaluation.trec import write_qrels, write_run
     from cclm.evaluation.ways import ways
 
-    options = ScoreOptions(given.draws, given.seed)
-    if isinstance(test, Captions | Sentences):
-        scored = score_rankings(test, read_rankings(given.predictions, test), options)
-        direction = given.direction or ways(test)[0].name
-        if given.trec_qrels:
-            write_qrels(test, given.trec_qrels, direction)
-        if given.trec_run:
-            write_run(scored.items, given.trec_run, direction, given.system or given.predictions.stem)
-        return scored, []
-    if given.trec_run or given.trec_qrels:
-        raise ValueError(f"task {test.task} ranks nothing; leave --trec-run and --trec-qrels out")
-    answers = read_answers(given.predictions, test)
-    scored = score_answers(test, answers, options)
-    return scored, other_protocols(task, data, test, answers, options) if isinstance(test, Questions) else []
+    direction = given.direction or ways(test)[0].name
+    if given.trec_qrels:
+        write_qrels(test, given.trec_qrels, direction)
+    if given.trec_run:
+        write_run(scored.items, given.trec_run, direction, given.system or given.predictions.stem)
 
 
 def summary(result: Result, protocol: Protocol) -> Iterator[str]:

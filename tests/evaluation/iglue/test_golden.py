@@ -32,7 +32,7 @@ def test_xgqa(bundle: Path, golden: dict[str, Any], language: str) -> None:
     test = task.test_set(DataFolder(bundle), language, task.protocol())
     for model in MODELS:
         answers = predictions.read_answers(official(bundle, "xgqa", model, language), test)
-        scored = score_answers(test, answers, POINT)
+        scored = score_answers(test, answers.predictions, POINT)
         assert scored.result.scores["accuracy"] == pytest.approx(golden["xgqa"][model][language], abs=1e-9, rel=0)
         assert len(scored.items) == 9666
         assert "predictions beside the test's, not scored: 2,912" in scored.result.notes
@@ -44,7 +44,7 @@ def test_xflickrco(bundle: Path, golden: dict[str, Any], language: str) -> None:
     test = task.test_set(DataFolder(bundle), language, task.protocol())
     for model in MODELS:
         rankings = predictions.read_rankings(official(bundle, "xflickrco", model, language), test)
-        scores = score_rankings(test, rankings, POINT).result.scores
+        scores = score_rankings(test, rankings.predictions, POINT).result.scores
         found = [scores["text_to_image"][name] for name in ("R@1", "R@5", "R@10")]
         assert found == pytest.approx(golden["xflickrco_ir"][model][language], abs=1e-9, rel=0)
         assert scores["image_to_text"] is None

@@ -20,6 +20,7 @@ from cclm.evaluation.result import Result
 from cclm.evaluation.runs import read_run
 from cclm.evaluation.scoring import ScoreOptions, score_answers, score_rankings
 from cclm.evaluation.task import DataFolder, find
+from cclm.evaluation.ways import Ranking, Rankings
 
 POINT = ScoreOptions(draws=0)
 ENTAILMENT = ("contradiction", "neutral", "entailment")
@@ -65,25 +66,52 @@ def stored(folder: Path, content: Any, lines: bool = False) -> Path:
 def test_answers_in_every_form(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     test = questions(ENTAILMENT, ["neutral", "neutral"])
     wanted = {"q0": "neutral", "q1": "entailment"}
-    assert predictions.read_answers(stored(tmp_path, rows), test) == wanted
-    assert predictions.read_answers(stored(tmp_path, rows, lines=True), test) == wanted
+    field = list(rows[0])[1]
+    notes = () if field == "prediction" else (f"answers read from field {field!r}",)
+    given = predictions.Given(wanted, notes)
+    assert predictions.read_answers(stored(tmp_path, rows), test) == given
+    assert predictions.read_answers(stored(tmp_path, rows, lines=True), test) == given
     by_id = {next(iter(row.values())): list(row.values())[1] for row in rows}
-    assert predictions.read_answers(stored(tmp_path, by_id), test) == wanted
+    assert predictions.read_answers(stored(tmp_path, by_id), test) == predictions.Given(wanted)
     assert score_answers(test, wanted, POINT).result.scores["accuracy"] == 50.0
 
 
 def test_what_is_right_is_not_taken_for_what_was_said(tmp_path: Path) -> None:
     test = questions(ENTAILMENT, ["neutral", "neutral"])
-    rows = [{"id": "q0", "label": 1, "answer": "entailment"}, {"id": "q1", "answer": "neutral", "pred": "entailment"}]
-    assert predictions.read_answers(stored(tmp_path, rows), test) == {"q0": "entailment", "q1": "entailment"}
+    own = score_answers(test, {"q0": "entailment", "q1": "neutral"}, POINT).items
+    found = predictions.read_answers(stored(tmp_path, own), test)
+    assert found.predictions == {"q0": "entailment", "q1": "neutral"}
+    assert found.notes == ("answers read from field 'answer'",)
+    rows: list[dict[str, Any]] = [{"id": "q0", "answer": 1, "pred": 2}, {"id": "q1", "answer": "neutral", "pred": 0}]
+    found = predictions.read_answers(stored(tmp_path, rows), test)
+    assert found.predictions == {"q0": "entailment", "q1": "contradiction"}
+    assert found.notes == ("answers read from field 'pred'",)
+    del rows[1]["pred"]  # of this one only what is right is there
+    with pytest.raises(ValueError, match="item 2 has no pred, as others have"):
+        predictions.read_answers(stored(tmp_path, rows), test)
+
+
+@pytest.mark.parametrize("gold", ["label", "answer"])
+@pytest.mark.parametrize(("field", "value"), [("model_output", "neutral"), ("said", 1), ("scores", [0.1, 0.2, 0.7])])
+def test_a_field_that_may_be_the_prediction_is_not_passed_over(
+    tmp_path: Path, gold: str, field: str, value: Any
+) -> None:
+    test = questions(ENTAILMENT, ["neutral"])
+    path = stored(tmp_path, [{"pairID": "q0", field: value, gold: "neutral"}])
+    told = f"'{gold}' may be what is right, and '{field}' what was predicted; name the field of the predictions"
+    with pytest.raises(ValueError, match=told):
+        predictions.read_answers(path, test)
+    path = stored(tmp_path, [{"pairID": "q0", "prediction": value, gold: "entailment", "other": "x"}])
+    assert predictions.read_answers(path, test).notes == ()
 
 
 def test_ids_may_be_numbers(tmp_path: Path) -> None:
     test = questions(TRUTHS, ["True"])
-    assert predictions.read_answers(stored(tmp_path, [{"id": 7, "label": True}]), test) == {"7": "True"}
+    found = predictions.read_answers(stored(tmp_path, [{"id": 7, "label": True}]), test)
+    assert found.predictions == {"7": "True"}
 
 
-@pytest.mark.parametrize("value", [True, "True", "true", " TRUE", 1, "1", "yes"])
+@pytest.mark.parametrize("value", [True, "True", "true", " TRUE", 1, "1", 1.0, "1.0", "yes"])
 def test_truth_values_in_every_form(value: Any) -> None:
     if value == "yes":  # another word, which only a protocol that looks through answers reads
         with pytest.raises(LabelError, match="False or True"):
@@ -91,7 +119,7 @@ def test_truth_values_in_every_form(value: Any) -> None:
     else:
         assert read_label(value, TRUTHS) == "True"
         assert read_label(value, ("True", "False")) == "True"  # whatever their order
-    assert contained("True", str(value)) or value in (1, "1")
+    assert contained("True", str(value)) or str(value) in ("1", "1.0")
 
 
 def test_texts_of_a_long_list_are_taken_as_they_stand() -> None:
@@ -109,7 +137,8 @@ def test_texts_of_a_long_list_are_taken_as_they_stand() -> None:
         (-1, "-1 is no label"),
         (None, "None is no label"),
         (True, "True is no label"),
-        (1.0, "1.0 is no label"),
+        (1.5, "1.5 is no label"),
+        (float("inf"), "inf is no label"),
         ([0.5, 0.5], "a list of 2 is no label"),
         ([0.4, 0.4, 0.2], "no one of the scores"),
         (["a", "b", "c"], "a list of 3 is no label"),
@@ -127,8 +156,22 @@ def test_what_is_no_label_is_told_with_what_is(tmp_path: Path, value: Any, messa
 
 def test_free_answers_hold_the_label_or_do_not() -> None:
     test = questions(TRUTHS, ["True", "False", "True"], match="contains")
-    answers = {"q0": "Yes, they are.", "q1": "It is false", "q2": "nothing of the kind"}
-    assert score_answers(test, answers, POINT).result.scores["accuracy"] == pytest.approx(200 / 3)
+    answers = {"q0": "Yes, they are.", "q1": "It is false", "q2": "not of the kind"}
+    scored = score_answers(test, answers, POINT).result
+    assert scored.scores["accuracy"] == pytest.approx(200 / 3)
+    assert "answers that hold none of the 2 labels: 1, count as wrong" in scored.notes
+
+
+@pytest.mark.parametrize("one", [1, "1", True, "True", "true", 1.0, "1.0", "Yes.", [0.2, 0.8]])
+def test_where_answers_are_looked_through_other_forms_of_a_label_count_too(tmp_path: Path, one: Any) -> None:
+    test = questions(TRUTHS, ["True", "True", "False"], match="contains")
+    path = stored(tmp_path, {"q0": one, "q1": one, "q2": one})
+    scored = score_answers(test, predictions.read_answers(path, test).predictions, POINT).result
+    assert scored.scores["accuracy"] == pytest.approx(200 / 3) and not any("labels" in note for note in scored.notes)
+    many = questions((*(f"answer {number}" for number in range(100)), "2"), ["2"], match="contains")
+    path = stored(tmp_path, {"q0": "there are 2"})
+    assert score_answers(many, predictions.read_answers(path, many).predictions, POINT).result.scores["accuracy"] == 100
+    assert read_label("7 of them", TRUTHS, loose=True) == "7 of them" and read_label("7", TRUTHS, loose=True) == "7"
 
 
 Mutation = Callable[[list[dict[str, str]]], Any]
@@ -140,13 +183,20 @@ Mutation = Callable[[list[dict[str, str]]], Any]
         (lambda rows: rows[:-3], "3 of 9,666 questions have no prediction"),
         (
             lambda rows: [*rows, {"questionId": "x1", "prediction": "no"}],
-            "1 predictions are of none of the test's questions, first 'x1'",
+            "predictions of none of the test's questions: 1, first 'x1', where ids are as '201",
         ),
-        (lambda rows: [*rows, *rows[:2]], "2 ids stand there more than once"),
-        (lambda rows: [{"prediction": row["prediction"]} for row in rows], "item 1 has no questionId"),
-        (lambda rows: [{"questionId": row["questionId"]} for row in rows], "item 1 has no prediction"),
+        (lambda rows: [*rows, *rows[:2]], "ids that stand there more than once: 2, first"),
+        (
+            lambda rows: [{"prediction": row["prediction"]} for row in rows],
+            "item 1 has no questionId or question_id or id or pairID or identifier or qid; it has prediction",
+        ),
+        (
+            lambda rows: [{"questionId": row["questionId"]} for row in rows],
+            "item 1 has no prediction or pred or answer or label; it has questionId",
+        ),
         (lambda rows: [row["prediction"] for row in rows], "holds no answers"),
-        (lambda rows: [], "have no prediction"),
+        (lambda rows: [], "is empty; write the predictions again"),
+        (lambda rows: {}, "is empty; write the predictions again"),
         (lambda rows: "no", "holds no answers"),
     ],
 )
@@ -157,7 +207,7 @@ def test_a_mutated_official_file_is_refused(bundle: Path, tmp_path: Path, mutate
     rows = json.loads(path.read_text(encoding="utf-8"))
     rows.sort(key=lambda row: row["questionId"] in test.ids)  # those of the test last
     with pytest.raises(ValueError, match=message):
-        score_answers(test, predictions.read_answers(stored(tmp_path, mutate(rows)), test), POINT)
+        score_answers(test, predictions.read_answers(stored(tmp_path, mutate(rows)), test).predictions, POINT)
 
 
 def test_order_does_not_matter_and_strange_answers_are_counted(bundle: Path, tmp_path: Path) -> None:
@@ -165,13 +215,13 @@ def test_order_does_not_matter_and_strange_answers_are_counted(bundle: Path, tmp
     test = task.test_set(DataFolder(bundle), "de", task.protocol())
     path = bundle / "_official_results" / "xgqa" / "zero_shot" / "uc2" / "test_de_0_result.json"
     rows = json.loads(path.read_text(encoding="utf-8"))
-    plain = score_answers(test, predictions.read_answers(path, test)).result
+    plain = score_answers(test, predictions.read_answers(path, test).predictions).result
     random.Random(0).shuffle(rows)
-    shuffled = score_answers(test, predictions.read_answers(stored(tmp_path, rows), test)).result
+    shuffled = score_answers(test, predictions.read_answers(stored(tmp_path, rows), test).predictions).result
     assert shuffled == plain
     for row in rows:
         row["prediction"] += " "  # exact match means exact
-    strange = score_answers(test, predictions.read_answers(stored(tmp_path, rows), test), POINT).result
+    strange = score_answers(test, predictions.read_answers(stored(tmp_path, rows), test).predictions, POINT).result
     assert strange.scores["accuracy"] == 0
     assert "answers that are none of the 1,842 labels: 9,666, count as wrong" in strange.notes
 
@@ -181,7 +231,7 @@ def test_order_does_not_matter_and_strange_answers_are_counted(bundle: Path, tmp
     [
         (b'[{"id": "q0", "label": 1}, {"id"', "is cut or no JSON"),
         (b'{"id": "q0", "label": 1}\n{"id": "q', "is cut or no JSON .line 2"),
-        (b'{"q0": 1, "q1": 2, "q0": 1}', "1 ids stand there more than once, first 'q0'"),
+        (b'{"q0": 1, "q1": 2, "q0": 1}', "ids that stand there more than once: 1, first 'q0'"),
         (b"", "is empty"),
         (b"\n\n", "is empty"),
         (b"[" * 100_000, "nested too deeply"),
@@ -206,15 +256,50 @@ def test_rankings_in_every_form_are_the_same(tmp_path: Path) -> None:
     test = captions()
     rows = [[(row + place) % 12 for place in range(11)] for row in range(12)]
     named = [[test.gallery[row] for row in own] for own in rows]
-    official = predictions.read_rankings(stored(tmp_path, rows), test)
+    given = predictions.read_rankings(stored(tmp_path, rows), test)
+    assert given.notes == ("text_to_image: lists without ids, matched by position",)
+    official = given.predictions
     assert official["text_to_image"]["3.jpg#0"].items[:2] == ("3.jpg", "4.jpg")
     by_id = dict(zip(test.ids, named, strict=True))
     listed = [{"id": name, "ranked": own} for name, own in reversed(by_id.items())]
-    for content, lines in ((named, False), (by_id, False), (listed, False), (listed, True)):
-        assert predictions.read_rankings(stored(tmp_path, content, lines), test) == official
+    texts = {name: list(map(str, own)) for name, own in zip(test.ids, rows, strict=True)}
+    for content, lines in ((named, False), (by_id, False), (listed, False), (listed, True), (texts, False)):
+        given = predictions.read_rankings(stored(tmp_path, content, lines), test)
+        assert given.predictions == official and len(given.notes) == 1
+    assert given.notes == ("text_to_image: the lists do not say their direction, which is by their ids",)
     own = [{"direction": "image_to_text", "id": name, "ranked": list(test.ids)} for name in test.gallery]
-    both = predictions.read_rankings(stored(tmp_path, listed + own, lines=True), test)
+    both = predictions.read_rankings(stored(tmp_path, listed + own, lines=True), test).predictions
     assert both["text_to_image"] == official["text_to_image"] and len(both["image_to_text"]) == 12
+
+
+def test_the_direction_of_rows_of_a_gallery_is_told_and_not_guessed(tmp_path: Path) -> None:
+    """Files of text to image name captions by their image, too: its rows would be taken for captions."""
+    test = captions()
+    rows = {image: [(row + place) % 12 for place in range(12)] for row, image in enumerate(test.gallery)}
+    path = stored(tmp_path, rows)
+    message = "nothing tells the direction of the list of query '0.jpg'; give .* --direction: text_to_image or image_to"
+    with pytest.raises(ValueError, match=message):
+        predictions.read_rankings(path, test)
+    given = predictions.read_rankings(path, test, "image_to_text")
+    assert given.predictions["image_to_text"]["3.jpg"].items[:2] == ("3.jpg#0", "4.jpg#0")
+    listed = [{"id": image, "ranked": own, "direction": "image_to_text"} for image, own in rows.items()]
+    assert predictions.read_rankings(stored(tmp_path, listed), test) == predictions.Given(given.predictions)
+    named = {image: [test.ids[row] for row in own] for image, own in rows.items()}
+    assert predictions.read_rankings(stored(tmp_path, named), test).predictions == given.predictions
+    in_order = predictions.read_rankings(stored(tmp_path, list(rows.values())), test, "image_to_text")
+    assert in_order.predictions == given.predictions
+    with pytest.raises(ValueError, match="no direction 'up' in task own; allowed: text_to_image, image_to_text"):
+        predictions.read_rankings(path, test, "up")
+
+
+def test_an_unknown_id_is_told_beside_the_direction_that_is_there(tmp_path: Path) -> None:
+    test = captions(count=12, each=2)
+    named = {image: list(test.ids) for image in test.gallery} | {"strange.jpg": list(test.ids)}
+    given = predictions.read_rankings(stored(tmp_path, named), test).predictions
+    with pytest.raises(ValueError) as caught:
+        score_rankings(test, given, POINT)
+    told = "predictions of none of the test's image_to_text queries: 1, first 'strange.jpg', where ids are as '0.jpg'"
+    assert str(caught.value).startswith(told) and "have no prediction" not in str(caught.value)
 
 
 def test_own_items_and_trec_runs_are_read_back_as_they_were_written(tmp_path: Path) -> None:
@@ -225,22 +310,22 @@ def test_own_items_and_trec_runs_are_read_back_as_they_were_written(tmp_path: Pa
         task="own", language="de", protocol=made.protocol, split="test", captions=tuple(spaced), gallery=gallery
     )  # fmt: skip
     generator = random.Random(1)
-    rankings: predictions.Rankings = {"text_to_image": {}, "image_to_text": {}}
+    rankings: Rankings = {"text_to_image": {}, "image_to_text": {}}
     for way, asking, asked in (("text_to_image", test.ids, gallery), ("image_to_text", gallery, test.ids)):
         for query in asking:
             scores = sorted((generator.randint(0, 5) / 3 for _ in asked), reverse=True)
             order = tuple(generator.sample(asked, len(asked)))
-            rankings[way][query] = predictions.Ranking(order, tuple(scores))
+            rankings[way][query] = Ranking(order, tuple(scores))
     scored = score_rankings(test, rankings, POINT)
     predictions.write(scored.items, tmp_path / "own.jsonl")
     assert predictions.read(tmp_path / "own.jsonl") == scored.items
-    again = predictions.read_rankings(tmp_path / "own.jsonl", test)
+    again = predictions.read_rankings(tmp_path / "own.jsonl", test).predictions
     assert score_rankings(test, again, POINT) == scored
     for way in rankings:
         trec.write_run(scored.items, tmp_path / f"{way}.run", way, tag="a system")
         lines = (tmp_path / f"{way}.run").read_text(encoding="utf-8").splitlines()
         assert all(len(line.split()) == 6 for line in lines)
-        run = predictions.read_rankings(tmp_path / f"{way}.run", test)
+        run = predictions.read_rankings(tmp_path / f"{way}.run", test).predictions
         assert score_rankings(test, run, POINT).result.scores[way] == scored.result.scores[way]
         trec.write_qrels(test, tmp_path / f"{way}.qrels", way)
         assert len((tmp_path / f"{way}.qrels").read_text(encoding="utf-8").splitlines()) == 24
@@ -265,24 +350,30 @@ Lists = Callable[[list[list[Any]]], Any]
         (lambda rows: [[True, *rows[0][1:]], *rows[1:]], "neither gallery row nor id"),
         (lambda rows: [[1.0, *rows[0][1:]], *rows[1:]], "neither gallery row nor id"),
         (lambda rows: [0] * 12, "holds no ranked lists"),
-        (lambda rows: {"0.jpg#0": rows[0]}, "11 of 12 queries have no prediction"),
+        (lambda rows: {"0.jpg#0": rows[0]}, "11 of 12 text_to_image queries have no prediction"),
+        (lambda rows: [], "is empty; write the predictions again"),
+        (lambda rows: {}, "is empty; write the predictions again"),
         (
             lambda rows: {f"{row}.jpg#1": own for row, own in enumerate(rows)},
-            "12 predictions are of none of the test's",
+            "predictions of none of the test's text_to_image queries: 12, first '0.jpg#1', where ids are as '0.jpg#0'",
         ),
         (lambda rows: {"0.jpg#0": "1.jpg"}, "give gallery rows or ids"),
-        (lambda rows: [{"id": "0.jpg#0", "ranked": rows[0]}] * 2, "1 queries repeat, first '0.jpg#0'"),
+        (
+            lambda rows: [{"id": "0.jpg#0", "ranked": rows[0]}] * 2,
+            "with more than one list: 1, first '0.jpg#0'",
+        ),
         (lambda rows: [{"id": "0.jpg#0", "ranked": rows[0], "scores": [1]}], "no lists of one length"),
         (lambda rows: [{"id": "0.jpg#0", "ranked": [1], "scores": ["a"]}], "scores of query '0.jpg#0' are no numbers"),
         (lambda rows: [{"id": "0.jpg#0", "ranked": [1], "scores": [float("nan")]}], "'0.jpg#0' are no numbers"),
         (lambda rows: [{"id": "0.jpg#0", "ranked": [1], "direction": "up"}], "allowed: text_to_image, image_to_text"),
+        (lambda rows: [{"id": "0.jpg#0", "ranked": [1], "direction": [1]}], "allowed: text_to_image, image_to_text"),
     ],
 )
 def test_wrong_rankings_are_refused(tmp_path: Path, mutate: Lists, message: str) -> None:
     test = captions()
     rows = [[(row + place) % 12 for place in range(11)] for row in range(12)]
     with pytest.raises(ValueError, match=message):
-        score_rankings(test, predictions.read_rankings(stored(tmp_path, mutate(rows)), test), POINT)
+        score_rankings(test, predictions.read_rankings(stored(tmp_path, mutate(rows)), test).predictions, POINT)
 
 
 @pytest.mark.parametrize(
@@ -307,9 +398,16 @@ def test_sentences_are_ranked_too(tmp_path: Path) -> None:
     )  # fmt: skip
     rows = [[row, *(other for other in range(10) if other != row)] for row in range(10)]
     rows[0][:2] = rows[0][1], rows[0][0]
-    found = score_rankings(test, predictions.read_rankings(stored(tmp_path, rows), test), POINT).result.scores
+    given = predictions.read_rankings(stored(tmp_path, rows), test).predictions
+    found = score_rankings(test, given, POINT).result.scores
     assert found["to_english"]["R@1"] == 90.0 and found["from_english"] is None
     assert found["to_english"]["mean_reciprocal_rank"] == pytest.approx(0.95)
+    by_id = stored(tmp_path, dict(zip(test.ids, rows, strict=True)))
+    with pytest.raises(ValueError, match="nothing tells the direction of the list of query '0'"):
+        predictions.read_rankings(by_id, test)
+    given_back = predictions.read_rankings(by_id, test, "from_english")
+    assert given_back.predictions == {"from_english": given["to_english"]}
+    assert given_back.notes == ("from_english: the lists do not say their direction, which is by --direction",)
 
 
 def test_line_ends_of_unicode_stand_within_a_line(tmp_path: Path) -> None:
@@ -329,16 +427,16 @@ def test_line_ends_of_unicode_stand_within_a_line(tmp_path: Path) -> None:
         (item["id"], tuple(item["ranked"])) for item in items
     ]
     (tmp_path / "run").write_text(" a\u2028b Q0\tc\u3000d 1 0.5 tag\r\n", encoding="utf-8")  # by another hand
-    assert list(trec.read_run(tmp_path / "run")) == [("a\u2028b", predictions.Ranking(("c\u3000d",), (0.5,)))]
+    assert list(trec.read_run(tmp_path / "run")) == [("a\u2028b", Ranking(("c\u3000d",), (0.5,)))]
 
 
 def test_a_run_is_read_by_its_scores_whatever_the_order_of_its_lines(tmp_path: Path) -> None:
     test = captions(count=12, each=3)
     generator = random.Random(2)
-    rankings: dict[str, predictions.Ranking] = {}
+    rankings: dict[str, Ranking] = {}
     for image in test.gallery:
         order = tuple(generator.sample(test.ids, len(test.ids)))
-        rankings[image] = predictions.Ranking(order, tuple(float(-place) for place in range(len(order))))
+        rankings[image] = Ranking(order, tuple(float(-place) for place in range(len(order))))
     scored = score_rankings(test, {"image_to_text": rankings}, POINT)
     trec.write_run(scored.items, tmp_path / "a.run", "image_to_text")
     lines = (tmp_path / "a.run").read_text(encoding="utf-8").split("\n")[:-1]

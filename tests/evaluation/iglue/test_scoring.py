@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 
 from cclm.cli import main
-from cclm.evaluation import predictions
 from cclm.evaluation.items import Caption, Captions, Picture, Pictures, Question, Questions, Sentence, Sentences
 from cclm.evaluation.protocol import ClassificationProtocol, Protocol, RetrievalProtocol
 from cclm.evaluation.scoring import (
@@ -26,7 +25,7 @@ from cclm.evaluation.scoring import (
     score_sentences,
 )
 from cclm.evaluation.task import DataFolder, find
-from cclm.evaluation.ways import searched, ways
+from cclm.evaluation.ways import Ranking, Rankings, searched, ways
 
 POINT = ScoreOptions(draws=0)
 
@@ -153,10 +152,10 @@ def test_one_gallery_its_first_part_and_the_mean_over_parts_are_three_numbers() 
         assert again.result.scores[way]["R@1"] == pytest.approx(folded.result.scores[way]["R@1"])
 
 
-def _rankings(items: list[dict[str, Any]]) -> predictions.Rankings:
-    found: predictions.Rankings = {}
+def _rankings(items: list[dict[str, Any]]) -> Rankings:
+    found: Rankings = {}
     for item in items:
-        made = predictions.Ranking(tuple(item["ranked"]), tuple(item["scores"]))
+        made = Ranking(tuple(item["ranked"]), tuple(item["scores"]))
         found.setdefault(item["direction"], {})[item["id"]] = made
     return found
 
@@ -295,6 +294,7 @@ def test_both_numbers_of_xvnli_are_shown(
             main(given)
         told = capsys.readouterr().err
         assert "14 of 1,164 questions have no prediction" in told and told.count("\n") == 1
+        assert told.endswith("the ids are exactly those of --protocol labelled\n")
         return
     main([*given, "--json"])
     found = json.loads(capsys.readouterr().out)
@@ -328,7 +328,48 @@ def test_a_cut_test_is_refused_or_said_to_be_partial(
         main(given)
     assert "100 items where protocol official has 1,164" in capsys.readouterr().err
     main([*given, "--partial", "--json"])
-    assert json.loads(capsys.readouterr().out)["items"] == 100
+    found = json.loads(capsys.readouterr().out)
+    assert found["items"] == 100 and "other_protocols" not in found["provenance"]  # whose set is cut, too
+
+
+def test_lists_of_another_protocols_captions_name_it(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = find("xflickrco")
+    test = task.test_set(DataFolder(bundle), "de", task.protocol("captioned"))
+    path = tmp_path / "captioned.json"
+    path.write_text(json.dumps({name: list(test.gallery[:10]) for name in test.ids}), encoding="utf-8")
+    given = ["iglue", "score", "xflickrco", "--predictions", str(path), "--language", "de", "--data", str(bundle)]
+    with pytest.raises(SystemExit):
+        main(given)
+    told = capsys.readouterr().err
+    assert "1 of 2,000 text_to_image queries have no prediction" in told
+    assert told.endswith("the ids are exactly those of --protocol captioned\n") and told.count("\n") == 1
+
+
+def test_a_folder_is_no_file_of_predictions(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for task in ("xvnli", "xflickrco"):
+        given = ["iglue", "score", task, "--predictions", str(tmp_path), "--language", "ru", "--data", str(bundle)]
+        with pytest.raises(SystemExit):
+            main(given)
+        told = capsys.readouterr().err
+        assert f"{tmp_path} is a folder; give the file of predictions in it" in told and told.count("\n") == 1
+
+
+def test_how_answers_were_read_is_part_of_the_result(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = xvnli(bundle, tmp_path, labelled=False)
+    given = ["iglue", "score", "xvnli", "--predictions", str(path), "--language", "fr", "--data", str(bundle)]
+    main([*given, "--draws", "0", "--json"])
+    assert not any("read from" in note for note in json.loads(capsys.readouterr().out)["notes"])
+    path.write_text(path.read_text(encoding="utf-8").replace('"prediction"', '"label"'), encoding="utf-8")
+    main([*given, "--draws", "0", "--json"])
+    assert "answers read from field 'label'" in json.loads(capsys.readouterr().out)["notes"]
+    path.write_text(path.read_text(encoding="utf-8").replace('"label"', '"output": "x", "label"'), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(given)
+    assert "'label' may be what is right, and 'output' what was predicted" in capsys.readouterr().err
 
 
 def test_trec_files_are_for_rankings(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,6 +390,8 @@ def test_trec_files_are_for_rankings(bundle: Path, tmp_path: Path, capsys: pytes
     main(given)
     again = json.loads(capsys.readouterr().out)
     assert first.pop("provenance")["predictions"] == "uc2.json" and again.pop("provenance")["predictions"] == "run"
+    assert first.pop("notes")[-1] == "text_to_image: lists without ids, matched by position"
+    assert again.pop("notes")[-1] == "text_to_image: the lists do not say their direction, which is by their ids"
     assert again == first
     with pytest.raises(SystemExit):
         main([*given, "--trec-run", str(tmp_path / "back"), "--direction", "image_to_text"])
