@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cclm.evaluation import predictions
-from cclm.evaluation.pictures import StandIns
+from cclm.evaluation.markdown import Notes, below, pipes, plain, raised
 from cclm.evaluation.result import Result
-from cclm.evaluation.runs import Measured
+from cclm.evaluation.runs import Measured, changed
 from cclm.evaluation.significance import Comparison, compare
 
 FIELDS = ("task", "language", "protocol", "split", "regime", "shots")
@@ -27,12 +27,17 @@ class Compared:
     def systems(self) -> tuple[str, str]:
         return self.first.system, self.second.system
 
+    def said(self) -> Iterator[str]:
+        """The notes of both, and of which one where the other has not got it."""
+        first, second = self.first.notes, self.second.notes
+        for note in dict.fromkeys((*first, *second)):
+            yield note if note in first and note in second else f"{'first' if note in first else 'second'}: {note}"
+
     def to_dict(self) -> dict[str, Any]:
         """As it stands in JSON."""
         test = {name: getattr(self.first, name) for name in FIELDS}
         found = asdict(self.found) | {"interval": list(self.found.interval)}
-        notes = list(dict.fromkeys((*self.first.notes, *self.second.notes)))
-        return test | found | {"systems": list(self.systems), "ids": self.first.ids, "notes": notes}
+        return test | found | {"systems": list(self.systems), "ids": self.first.ids, "notes": list(self.said())}
 
 
 def compare_runs(first: Sequence[Measured], second: Sequence[Measured]) -> list[Compared]:
@@ -59,6 +64,8 @@ def _pair(first: Measured, second: Measured) -> Iterator[Compared]:
         raise ValueError(f"{named}: a run has kept no predictions; evaluate it with --output, and compare the folders")
     if first.result.ids != second.result.ids:
         raise ValueError(f"{named}: the runs are of other items; evaluate both on the same files")
+    if others := [what for what in changed(first, second) if what != "model"]:
+        raise ValueError(f"{named}: the runs are of other {', '.join(others)}; evaluate both on the same files")
     items = [predictions.read(path) for path in (first.predictions, second.predictions)]
     answers = "accuracy" in first.result.scores
     ways = [""] if answers else [
@@ -73,27 +80,22 @@ def markdown(comparisons: Sequence[Compared]) -> str:
     if not comparisons:
         return ""
     first, second = comparisons[0].systems
-    title = f"### {second} against {first}, paired by item"
     head = ("task", "language", "protocol", "regime", "metric", "items", "first", "second", "difference", "95 %", "p")
-    lines = [_pipes(head), _pipes(("---",) * 5 + ("--:",) * 6)]
+    lines, notes = [pipes(head), pipes(("---",) * 5 + ("--:",) * 6)], Notes()
     for one in comparisons:
         found, result = one.found, one.first
         metric = "accuracy" if found.metric == "right" else f"{found.metric} {found.direction.replace('_', ' ')}"
         regime = f"{result.regime} {result.shots}".rstrip()
-        mark = " <sup>†</sup>" if StandIns.note in (*result.notes, *one.second.notes) else ""
         values = (f"{found.first:.2f}", f"{found.second:.2f}", f"{found.difference:+.2f}")
         low, high = found.interval
         p = f"{found.p_value:.4f}" if found.p_value >= 0.0001 else "<0.0001"
-        test = (result.task + mark, result.language, result.protocol, regime, metric, f"{found.items:,}")
-        lines.append(_pipes((*test, *values, f"{low:+.2f} to {high:+.2f}", p)))
-    notes = [
-        f"first: {first}, second: {second}; difference: second - first, with its bootstrap interval; p: two-sided, of "
-        "the paired randomisation test, items about the same pictures together, not corrected for the number of tests"
-    ]
-    if any("†" in line for line in lines):
-        notes.insert(0, f"<sup>†</sup> {StandIns.note}")
-    return "\n\n".join(["", title, "\n".join(lines), "\n".join(f"{note}  " for note in notes)]) + "\n"
-
-
-def _pipes(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        test = (result.language, result.protocol, regime, metric, f"{found.items:,}")
+        task = plain(result.task) + raised(notes.mark(said) for said in one.said())
+        lines.append(pipes((task, *map(plain, (*test, *values, f"{low:+.2f} to {high:+.2f}", p)))))
+    title = f"### {plain(second)} against {plain(first)}, paired by item"
+    about = (
+        f"first: {plain(first)}, second: {plain(second)}; difference: second - first, with its bootstrap interval; p: "
+        "two-sided, of the paired randomisation test, items about the same pictures together, not corrected for the "
+        "number of tests"
+    )
+    return "\n\n".join(filter(None, ["\n" + title, "\n".join(lines), about, below(notes.by_mark())])) + "\n"

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from cclm.evaluation.aggregate import FEW_SHOT, MAX_SHOT
+from cclm.evaluation.markdown import Notes, below, pipes, plain, raised
 from cclm.evaluation.number import Number
 from cclm.evaluation.pictures import StandIns
 from cclm.evaluation.survey import Line, Survey, View
 
-STANDS_IN, NOTHING = "†", "–"
+NOTHING = "–"
 HASH = 12  # digits of the id list's hash
 WIDTH, PAPER_WIDTH = 12, 9  # columns side by side on screen and in a paper; more go below
 _LATEX = {
@@ -23,6 +24,9 @@ _LATEX = {
     "†": r"\dag{}",
     "–": "--",
     "→": r"$\rightarrow$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
 } | {character: f"\\{character}" for character in "&%$#_{}"}
 
 
@@ -64,25 +68,6 @@ class Table:
             ])
             for start in range(0, max(count, 1), max(size, 1))
         ]  # fmt: skip
-
-
-class Notes:
-    """Gives each sentence one mark: † for pictures that stand in, then a, b, .., z, aa."""
-
-    def __init__(self) -> None:
-        self.marks: dict[str, str] = {}
-
-    def mark(self, sentence: str) -> str:
-        if sentence not in self.marks:
-            number = len(self.marks) - (StandIns.note in self.marks)
-            letters = (chr(96 + number // 26) if number >= 26 else "") + chr(97 + number % 26)
-            self.marks[sentence] = STANDS_IN if sentence == StandIns.note else letters
-        return self.marks[sentence]
-
-    def by_mark(self) -> dict[str, str]:
-        """Stand-ins first, as that one counts most."""
-        found = {mark: sentence for sentence, mark in self.marks.items()}
-        return {mark: found[mark] for mark in sorted(found, key=lambda mark: (mark != STANDS_IN, len(mark), mark))}
 
 
 def tables(survey: Survey) -> list[Table]:
@@ -201,34 +186,24 @@ def _grouped(parts: Iterable[tuple[str, str]], count: int | None = None) -> str:
         languages.setdefault(text, []).append(language)
     if len(languages) == 1 and len(parts) == (count or len(parts)):
         return next(iter(languages))
-    return "; ".join(f"{text} in {' '.join(names)}".lstrip() for text, names in languages.items())
+    return "; ".join(f"{text} in {' '.join(names)}" for text, names in languages.items())
 
 
 def markdown(tables: Iterable[Table]) -> str:
     """To paste in a README: our own systems in bold."""
     parts = []
     for table in tables:
-        parts.append(f"### {table.title}")
+        parts.append(f"### {plain(table.title)}")
         for columns, rows in table.blocks():
             head = ("system", "protocol", "regime", *columns)
-            lines = [_pipes(head), _pipes(("---",) * 3 + ("--:",) * len(columns))]
+            lines = [pipes(head), pipes(("---",) * 3 + ("--:",) * len(columns))]
             for row in rows:
-                marks = f" <sup>{' '.join(row.marks)}</sup>" if row.marks else ""
-                system = f"**{_plain(row.system)}**" if row.own else _plain(row.system)
-                lines.append(_pipes((system + marks, row.protocol, row.regime, *row.cells)))
+                system = f"**{plain(row.system)}**" if row.own else plain(row.system)
+                cells = map(plain, (row.protocol, row.regime, *row.cells))
+                lines.append(pipes((system + raised(row.marks), *cells)))
             parts.append("\n".join(lines))
-        parts.append("\n".join(f"<sup>{mark}</sup> {_plain(text)}  " for mark, text in table.notes.items()))
+        parts.append(below(table.notes))
     return "\n\n".join(parts) + "\n"
-
-
-def _pipes(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _plain(text: str) -> str:
-    for character in "\\|*_<>`":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
 
 
 def latex(tables: Iterable[Table]) -> str:

@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cclm.evaluation import predictions
-from cclm.evaluation.pictures import StandIns
+from cclm.evaluation.aggregate import Aggregate
+from cclm.evaluation.markdown import Notes
+from cclm.evaluation.number import AVERAGE
 from cclm.evaluation.runs import Measured
 from cclm.evaluation.significance import rank_variance
+from cclm.evaluation.tables import Row, Table
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class RankVariance:
     system: str
     task: str
     protocol: str
+    split: str
     regime: str
     shots: str
     direction: str
@@ -28,13 +32,27 @@ class RankVariance:
     value: float
     notes: tuple[str, ...]
 
+    @property
+    def number(self) -> Aggregate:
+        """As one number among others."""
+        same = ("system", "task", "protocol", "split", "regime", "shots", "direction", "items", "notes", "languages")
+        return Aggregate(
+            **{name: getattr(self, name) for name in same},
+            language=AVERAGE,
+            metric="mean_rank_variance",
+            value=self.value,
+            words=f"over {len(self.languages)} languages ({' '.join(self.languages)})",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As it stands in JSON."""
         return asdict(self) | {"languages": list(self.languages), "notes": list(self.notes)}
 
 
 def rank_variances(runs: Sequence[Measured]) -> Iterator[RankVariance]:
-    """Of every retrieval test that a system took in several languages on the same items, with all ranks kept."""
+    """Of every retrieval test that a system took in several languages on the same items, with all ranks kept; from text
+    to image only where an image has one caption.
+    """
     groups: dict[tuple[str, ...], list[Measured]] = defaultdict(list)
     for one in runs:
         result = one.result
@@ -54,8 +72,10 @@ def _of(group: list[Measured]) -> Iterator[RankVariance]:
         own = {language: [item for item in found if item.get("direction") == way] for language, found in items.items()}
         if any(item.get("rank") is None for found in own.values() for item in found) or not all(own.values()):
             continue  # a system that told its best hits alone
+        if way == "text_to_image" and not all(map(_one_each, own.values())):
+            continue  # several captions of an image are written apart in each language, of one number or not
         yield RankVariance(
-            *(first.system, first.task, first.protocol, first.regime, first.shots),
+            *(first.system, first.task, first.protocol, first.split, first.regime, first.shots),
             direction=way,
             languages=tuple(sorted(own)),
             items=len(own[first.language]),
@@ -64,24 +84,24 @@ def _of(group: list[Measured]) -> Iterator[RankVariance]:
         )
 
 
-def markdown(found: Sequence[RankVariance]) -> str:
-    """A table; "" for none."""
-    if not found:
-        return ""
-    head = ("system", "task", "protocol", "regime", "direction", "languages", "items", "mean rank variance")
-    lines = [_pipes(head), _pipes(("---",) * 6 + ("--:",) * 2)]
-    for one in found:
-        mark = " <sup>†</sup>" if StandIns.note in one.notes else ""
-        regime = f"{one.regime} {one.shots}".rstrip()
-        names = (one.system + mark, one.task, one.protocol, regime, one.direction.replace("_", " "))
-        lines.append(_pipes((*names, " ".join(one.languages), f"{one.items:,}", f"{one.value:.1f}")))
-    notes = [
-        "how much the rank of one item varies over the languages, on average; 0 where all find it at the same place"
+def _one_each(captions: Sequence[dict[str, Any]]) -> bool:
+    """No image has two: each is that image's, in whatever language."""
+    return len({image for item in captions for image in item["images"]}) == len(captions)
+
+
+def tables(found: Sequence[RankVariance]) -> list[Table]:
+    """One, in the form of the others; none for nothing."""
+    notes = Notes()
+    meaning = "how much the rank of one item varies over the languages, on average; 0: all find it at the same place"
+    rows = [
+        Row(
+            *(one.system, one.protocol, f"{one.regime} {one.shots}".rstrip()),
+            cells=(one.task, one.direction.replace("_", " "), f"{one.items:,}", f"{one.value:.1f}"),
+            marks=tuple(notes.mark(said) for said in (*one.notes, f"over {' '.join(one.languages)}", meaning)),
+            own=True,
+        )
+        for one in found
     ]
-    if any("†" in line for line in lines):
-        notes.insert(0, f"<sup>†</sup> {StandIns.note}")
-    return "\n\n".join(["", "### Consistency across languages", "\n".join(lines), "  \n".join(notes)]) + "\n"
-
-
-def _pipes(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    columns = ("task", "direction", "items", "mean rank variance")
+    table = Table("rank_variance", "Consistency across languages", columns, tuple(rows), notes.by_mark())
+    return [table] if rows else []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from cclm.evaluation.number import Number
     from cclm.evaluation.runs import Measured
     from cclm.evaluation.survey import Survey
+    from cclm.evaluation.tables import Table
     from cclm.evaluation.variance import RankVariance
 
 LITERATURE = ("verified", "all", "none")
@@ -47,7 +49,7 @@ def options(parser: ArgumentParser) -> None:
 def run(given: Namespace) -> None:
     """Everything that can be wrong is looked at before the work."""
     from cclm.evaluation.comparison import compare_runs
-    from cclm.evaluation.runs import read_run, read_runs
+    from cclm.evaluation.runs import read_run, read_runs, superseded
     from cclm.evaluation.survey import Survey
     from cclm.evaluation.variance import rank_variances
     from cclm.storage import check_replaceable
@@ -59,10 +61,12 @@ def run(given: Namespace) -> None:
         check_replaceable(given.output, FILES)
     runs = read_runs(given.runs)
     survey = Survey(tuple(one.result for one in runs), given.with_published)
-    compared = compare_runs(*map(read_run, given.compare)) if given.compare else []
-    material = Material(survey, runs, compared, list(rank_variances(runs)))
+    pair = [read_run(path) for path in given.compare or ()]
+    compared = compare_runs(*pair) if pair else []
+    older = list(superseded([*runs, *chain.from_iterable(pair)]))
+    material = Material(survey, runs, compared, list(rank_variances(runs)), older)
     if given.output is not None:
-        for line in write(material, given.output, formats):
+        for line in [*write(material, given.output, formats), *_superseded(material)]:
             print(line)
     elif given.json:
         print(json.dumps(report(material), indent=2, ensure_ascii=False, allow_nan=False))
@@ -83,12 +87,13 @@ def _formats(given: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Material:
-    """All that a report is made of."""
+    """All that a report is made of. `superseded`: what has changed since, and the older files that are left out."""
 
     survey: Survey
     runs: Sequence[Measured]
     comparisons: Sequence[Compared]
     variances: Sequence[RankVariance]
+    superseded: Sequence[tuple[str, Sequence[Path]]] = ()
 
 
 def write(material: Material, output: Path, formats: Iterable[str]) -> list[str]:
@@ -108,9 +113,9 @@ def _markdown(material: Material, folder: Path) -> list[str]:
 
 
 def _latex(material: Material, folder: Path) -> list[str]:
-    from cclm.evaluation.tables import latex, tables
+    from cclm.evaluation.tables import latex
 
-    (folder / "report.tex").write_text(latex(tables(material.survey)), encoding="utf-8")
+    (folder / "report.tex").write_text(latex(_tables(material)), encoding="utf-8")
     return [f"{folder / 'report.tex'}: needs \\usepackage{{booktabs}}"]
 
 
@@ -125,7 +130,8 @@ def _csv(material: Material, folder: Path) -> list[str]:
     with open(folder / "report.csv", "w", encoding="utf-8", newline="") as handle:
         writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(map(_row, [*survey.own, *survey.aggregates(), *survey.known]))
+        variances = [found.number for found in material.variances]
+        writer.writerows(map(_row, [*survey.own, *survey.aggregates(), *variances, *survey.known]))
     return [f"{folder / 'report.csv'}"]
 
 
@@ -188,6 +194,7 @@ def report(material: Material) -> dict[str, Any]:
     survey = material.survey
     return {
         "results": [result.to_dict() for result in survey.results],
+        "superseded": [{"changed": changed, "files": list(map(str, files))} for changed, files in material.superseded],
         "aggregates": _aggregates(survey.aggregates()),
         "published": [_plain(number) for number in survey.known],
         "rank_variances": [found.to_dict() for found in material.variances],
@@ -217,7 +224,21 @@ def _plain(number: Number) -> dict[str, Any]:
 def text(material: Material) -> str:
     """In Markdown."""
     from cclm.evaluation.comparison import markdown as compared
-    from cclm.evaluation.tables import markdown, tables
-    from cclm.evaluation.variance import markdown as varied
+    from cclm.evaluation.markdown import plain
+    from cclm.evaluation.tables import markdown
 
-    return markdown(tables(material.survey)) + varied(material.variances) + compared(material.comparisons)
+    older = "".join(f"\n{plain(line)}\n" for line in _superseded(material))
+    return markdown(_tables(material)) + compared(material.comparisons) + older
+
+
+def _tables(material: Material) -> list[Table]:
+    from cclm.evaluation.tables import tables
+    from cclm.evaluation.variance import tables as varied
+
+    return [*tables(material.survey), *varied(material.variances)]
+
+
+def _superseded(material: Material) -> Iterator[str]:
+    """A line per change: which older results a report leaves out."""
+    for changed, files in material.superseded:
+        yield f"superseded, left out: older results of other {changed}: {', '.join(map(str, files))}"

@@ -266,9 +266,16 @@ def measured(folder: Path, bundle: Path, system: str, seed: int) -> Path:
     return folder
 
 
+def changed(folder: Path, **fields: object) -> None:
+    """Other fields in every result of a run."""
+    for path in (folder / "cells").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
 def test_two_runs_are_compared_item_by_item(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = measured(tmp_path / "one", bundle, "one", 1)
     second = measured(tmp_path / "two", bundle, "two", 3)
+    changed(first, provenance={"texts_sha256": "0"})
     output = tmp_path / "out"
     compare = ["--compare", str(first), str(second)]
     main(["iglue", "report", str(first), str(second), *compare, "--output", str(output), "--format", "json,markdown"])
@@ -288,7 +295,17 @@ def test_two_runs_are_compared_item_by_item(bundle: Path, tmp_path: Path, capsys
     assert way["second"] == pytest.approx(by_system["two", "xflickrco"]["text_to_image"]["R@1"])
     text = (output / "report.md").read_text()
     assert "### two against one, paired by item" in text
-    assert "| xvnli | fr | official | zero-shot | accuracy | 1,164 |" in text
+    assert "| xvnli <sup>c</sup> | fr | official | zero-shot | accuracy | 1,164 |" in text
+    changed(second, notes=["partial: 3 of 5"])
+    main(["iglue", "report", str(first), *compare])
+    assert "</sup> second: partial: 3 of 5" in capsys.readouterr().out
+    for told, other in (("texts", {"provenance": {"texts_sha256": "1"}}), ("pictures", {"notes": [StandIns.note]})):
+        changed(second, **other)
+        with pytest.raises(SystemExit):
+            main(["iglue", "report", str(first), *compare])
+        error = capsys.readouterr().err
+        assert f"the runs are of other {told}; evaluate both on the same files" in error and error.count("\n") == 1
+        changed(second, provenance={"texts_sha256": "0"}, notes=[])
     shutil.rmtree(second / "predictions")
     with pytest.raises(SystemExit):
         main(["iglue", "report", str(first), *compare])
