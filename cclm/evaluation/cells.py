@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Self
 
 from cclm.evaluation import predictions
-from cclm.evaluation.embedder import System
 from cclm.evaluation.items import TestSet
 from cclm.evaluation.pictures import PictureFiles
 from cclm.evaluation.result import Result
@@ -41,16 +40,17 @@ def pictures_hash(test: TestSet, pictures: PictureFiles) -> str:
 
 
 def key_of(
-    system: System, test: TestSet, pictures: PictureFiles, regime: str, shots: str, settings: Mapping[str, object]
+    sha256: str, test: TestSet, pictures: PictureFiles, regime: str, shots: str, settings: Mapping[str, object]
 ) -> str:
-    """The name of a cell; another as soon as weights, items, texts, pictures or settings are others."""
+    """The name of a cell of the model with this hash; another as soon as that, items, texts, pictures or settings are
+    others."""
     content = {
         "form": FORM,
-        "model": system.sha256,
+        "model": sha256,
         "ids": test.fingerprint(),
         "texts": texts_hash(test),
         "pictures": pictures_hash(test, pictures),
-        "settings": system.settings | settings,
+        "settings": settings,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
     parts = (test.task, test.language, test.protocol.name, regime, shots, digest)

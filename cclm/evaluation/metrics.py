@@ -218,19 +218,36 @@ def search(queries: Array, gallery: Array, relevance: Relevance, k: int = 0) -> 
         raise ValueError(f"relevance is given for {len(relevance)} queries, embeddings for {len(queries)}")
     query, item = relevance.queries().to(queries.device), relevance.items.to(queries.device)
     own = _pair_scores(queries, gallery, (query, item))
+    return _found(tiles(queries, gallery), own, relevance, len(gallery), k)
+
+
+def search_scores(scores: Tensor, relevance: Relevance, k: int = 0) -> tuple[Found, Found]:
+    """Likewise from the scores (Q, G) themselves. Errors: ValueError for relevance of other queries."""
+    if len(relevance) != len(scores):
+        raise ValueError(f"relevance is given for {len(relevance)} queries, scores for {len(scores)}")
+    own = scores[relevance.queries(), relevance.items]
+    rows = ((start, 0, scores[start : start + QUERY_TILE]) for start in range(0, len(scores), QUERY_TILE))
+    return _found(rows, own, relevance, scores.shape[1], k)
+
+
+def _found(
+    scores: Iterator[tuple[int, int, Tensor]], own: Tensor, relevance: Relevance, gallery: int, k: int
+) -> tuple[Found, Found]:
+    """Both directions from tiles of scores, and those of the relevant pairs, `own` (P,)."""
+    query, item = relevance.queries().to(own.device), relevance.items.to(own.device)
     sides, hits = [], []
-    for rows, count in ((query, len(queries)), (item, len(gallery))):
+    for rows, count in ((query, len(relevance)), (item, gallery)):
         best = own.new_full((count,), -torch.inf).scatter_reduce(0, rows, own, "amax")
         hits.append(torch.zeros_like(best, dtype=torch.int64).index_add(0, rows, (own == best[rows]).long()))
         sides.append(_Side(best, k))
-    for start, left, scores in tiles(queries, gallery):
-        last = min(start + len(scores), len(relevance))
+    for start, left, tile in scores:
+        last = min(start + len(tile), len(relevance))
         entries = slice(int(relevance.offsets[start]), int(relevance.offsets[last]))
-        here = (item[entries] >= left) & (item[entries] < left + scores.shape[1])
+        here = (item[entries] >= left) & (item[entries] < left + tile.shape[1])
         # A relevant pair has one score wherever it is looked at, so that it always ties with itself.
-        scores[query[entries][here] - start, item[entries][here] - left] = own[entries][here]
-        sides[0].add(start, left, scores)
-        sides[1].add(left, start, scores.T)
+        tile[query[entries][here] - start, item[entries][here] - left] = own[entries][here]
+        sides[0].add(start, left, tile)
+        sides[1].add(left, start, tile.T)
     return sides[0].found(hits[0]), sides[1].found(hits[1])[torch.unique(item).cpu()]
 
 

@@ -19,23 +19,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cclm.errors import SampleError
-from cclm.evaluation import metrics
 from cclm.evaluation.cells import RunFolder, key_of, texts_hash
-from cclm.evaluation.embedder import Asked, System
+from cclm.evaluation.embedder import Asked, System, embeddings, labels_given
 from cclm.evaluation.items import Captions, Pictures, Question, Questions, Sentences, TestSet
+from cclm.evaluation.pairs import Rows, every_pair, two_stages
 from cclm.evaluation.pictures import PictureFiles, lacking, refuse, restricted
 from cclm.evaluation.protocol import TranslateTest
 from cclm.evaluation.result import Result
-from cclm.evaluation.retrieval import reranked
 from cclm.evaluation.scoring import (
     Scored,
     ScoreOptions,
     score_answers,
     score_embeddings,
-    score_ranks,
     score_sentences,
 )
-from cclm.evaluation.ways import searched, ways
 from cclm.images import open_image
 from cclm.models.encoding import batches
 
@@ -68,6 +65,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.rerank < 0 or self.rerank_similarity < 0:
             raise ValueError(f"rerank is {self.rerank}, beside {self.rerank_similarity}; give 0 or more candidates")
+        if self.rerank_similarity and not self.rerank:
+            raise ValueError("rerank_similarity is given without rerank; say how many candidates to rerank")
         if self.image_batch < 1:
             raise ValueError(f"image_batch is {self.image_batch}; it must be at least 1")
         if not self.templates or any(template.count("{}") != 1 for template in self.templates):
@@ -79,10 +78,20 @@ class RunOptions:
         """The one that its texts are in."""
         return "en" if self.regime == TranslateTest.name else test.language
 
-    def settings(self) -> dict[str, object]:
-        """What of these changes a number, in the form of JSON."""
-        others = ("partial", "image_batch", "training")
+    def settings(self, test: TestSet) -> dict[str, object]:
+        """What of these changes a number of such a test, in the form of JSON."""
+        others = {"partial", "image_batch", "training"}
+        others |= {name for name, kind in _ONLY_OF.items() if not isinstance(test, kind)}
         return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in others}))
+
+
+_ONLY_OF = {"rerank": Captions, "rerank_similarity": Captions, "templates": Pictures}  # settings of a kind of test
+
+
+def settings_of(system: System, test: TestSet, options: RunOptions) -> dict[str, object]:
+    """All settings that a test's number depends on, and no others: what its cell is told by."""
+    pairs = isinstance(test, Captions) and (options.rerank or system.dual is None)
+    return system.settings | (system.pair_settings if pairs else {}) | options.settings(test)
 
 
 def check(system: System, tests: Sequence[TestSet], options: RunOptions) -> None:
@@ -97,15 +106,23 @@ def check(system: System, tests: Sequence[TestSet], options: RunOptions) -> None
             counts = {len(question.images) for question in test.questions}
             for count in counts:
                 system.labels.check_labels(test.labels, count)
-        if isinstance(test, Captions) and options.rerank and system.pairs is None:
-            raise ValueError(
-                f"{system.name} is a {system.kind}: it has no matching head to rerank by; leave rerank out"
-            )
+        if isinstance(test, Captions) and options.rerank:
+            _check_stages(system, options)
+
+
+def _check_stages(system: System, options: RunOptions) -> None:
+    who = f"{system.name} is a {system.kind}"
+    if system.pairs is None:
+        raise ValueError(f"{who}: it has no matching head to rerank by; leave rerank out")
+    if system.dual is None:
+        raise ValueError(f"{who}: it embeds nothing to rerank the best of; leave rerank out, and it scores every pair")
+    if options.rerank_similarity and not hasattr(system.pairs, "similarity_scale"):
+        raise ValueError(f"{who} without a similarity_scale; give it one, or leave rerank_similarity out")
 
 
 _NEEDS: dict[type, Callable[[System], tuple[str, object]]] = {
     Questions: lambda system: ("gives no labels to texts about images", system.labels),
-    Captions: lambda system: ("does not embed images and texts", system.dual),
+    Captions: lambda system: ("does not embed images and texts or score pairs of them", system.dual or system.pairs),
     Pictures: lambda system: ("does not embed images and texts", system.dual),
     Sentences: lambda system: ("does not embed texts", system.texts),
 }
@@ -144,8 +161,11 @@ def cached(
     """Like `evaluate_all`, but what the folder holds is not run again; what is run is written there at once."""
     check(system, tests, options)
     tests = present(tests, pictures, options.partial)
-    keys = [key_of(system, test, pictures, options.regime, options.shots, options.settings()) for test in tests]
-    found = {key: folder.find(key) for key in keys}
+    keys = [
+        key_of(system.sha256, test, pictures, options.regime, options.shots, settings_of(system, test, options))
+        for test in tests
+    ]
+    found = {key: folder.find(key) if system.known else None for key in keys}
     missing = {key: test for key, test in zip(keys, tests, strict=True) if found[key] is None}
     if missing:
         for key, scored in zip(missing, evaluate_all(system, list(missing.values()), pictures, options), strict=True):
@@ -163,9 +183,6 @@ def cached(
 def _described(result: Result, test: TestSet, system: System, pictures: PictureFiles, options: RunOptions) -> Result:
     drawn = [pictures.note] if pictures.note and test.images() else []
     notes = [*result.notes, *options.notes, *system.notes, *drawn]
-    if options.rerank and isinstance(test, Captions):
-        weight = f" with {options.rerank_similarity:g} x similarity" if options.rerank_similarity else ""
-        notes.append(f"the {options.rerank} best of each query reordered by the matching head{weight}")
     if options.translator:
         notes.append(f"translated to English by {options.translator}")
     provenance = {
@@ -173,7 +190,7 @@ def _described(result: Result, test: TestSet, system: System, pictures: PictureF
         "kind": system.kind,
         "model_sha256": system.sha256,
         "texts_sha256": texts_hash(test),
-        "settings": system.settings | options.settings(),
+        "settings": settings_of(system, test, options),
         "date": date.today().isoformat(),
     } | ({"training": dict(options.training)} if options.training else {})
     return replace(
@@ -206,7 +223,8 @@ def _questions(
         items = [(row, number, question) for row, (own, _) in enumerate(whole) for number, question in about[own]]
         asked = [Asked(row, question.text, languages[number]) for row, number, question in items]
         if asked:
-            labels = system.labels.label([images for _, images in whole], asked, tests[0].labels)
+            found = system.labels.label([images for _, images in whole], asked, tests[0].labels)
+            labels = labels_given(system, found, len(asked))
             for (_, number, question), label in zip(items, labels, strict=True):
                 given[number][question.id] = label
     for test, answers in zip(_whole(tests, damaged, options), given, strict=True):
@@ -237,27 +255,14 @@ def _whole(tests: Sequence[Test], damaged: dict[str, str], options: RunOptions) 
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Inputs as rows of distinct ones, which are embedded once, so that equal ones tie exactly."""
-
-    distinct: Tensor  # (D, E) float32
-    rows: Tensor  # (N,) int64: where each input is among them
-
-    @property
-    def embeddings(self) -> Tensor:
-        """(N, E) float32."""
-        return self.distinct[self.rows]
-
-
-@dataclass(frozen=True)
 class _Seen:
     """Pictures in one pass."""
 
-    distinct: Tensor  # (D, E) float32
+    distinct: Tensor  # (D, E) float32; (0, 0) where nothing embeds
     places: dict[str, int]  # name -> row
 
-    def of(self, names: Sequence[str]) -> _Rows:
-        return _Rows(self.distinct, torch.tensor([self.places[name] for name in names]))
+    def of(self, names: Sequence[str]) -> Rows:
+        return Rows(self.distinct, torch.tensor([self.places[name] for name in names]))
 
 
 def _seen(
@@ -270,10 +275,11 @@ def _seen(
     places: dict[str, int] = {}
     damaged: dict[str, str] = {}
     parts: list[Tensor] = []
+    seen = 0
     for batch in batches(owners.values(), options.image_batch):
         logger.info("%s: %d of %d images seen", tests[0].task, len(places), len(owners))
         images: list[Image.Image] = []
-        start = sum(map(len, parts))
+        start = seen
         for names in batch:
             opened = _opened(system, pictures, names[:1], damaged)
             if opened is None:
@@ -282,53 +288,42 @@ def _seen(
                 places |= dict.fromkeys(names, start + len(images))
                 images += opened
         if images:
-            parts.append(system.dual.embed_images(images))
+            if system.dual is not None:
+                parts.append(embeddings(system, system.dual.embed_images(images), len(images), "embed_images"))
             if hold:
                 system.pairs.hold_images(images)
-    left = _whole(tests, damaged, options)
-    return _Seen(metrics.checked_embeddings(torch.cat(parts), "images"), places), left
+            seen += len(images)
+    return _Seen(torch.cat(parts) if parts else torch.empty(0, 0), places), _whole(tests, damaged, options)
 
 
-def _read(system: System, texts: Sequence[str], language: str) -> _Rows:
+def _read(system: System, texts: Sequence[str], language: str) -> Rows:
     """Embed texts, equal ones once."""
     distinct = list(dict.fromkeys(texts))
     places = {text: row for row, text in enumerate(distinct)}
-    embeddings = metrics.checked_embeddings(system.texts.embed_texts(distinct, language), "texts")
-    return _Rows(embeddings, torch.tensor([places[text] for text in texts]))
+    found = embeddings(system, system.texts.embed_texts(distinct, language), len(distinct), "embed_texts")
+    return Rows(found, torch.tensor([places[text] for text in texts]))
 
 
 def _captions(
     system: System, tests: Sequence[Captions], pictures: PictureFiles, options: RunOptions
 ) -> Iterator[Scored]:
+    hold = options.rerank > 0 or system.dual is None
     try:
-        seen, tests = _seen(system, tests, pictures, options, hold=options.rerank > 0)
+        seen, tests = _seen(system, tests, pictures, options, hold)
         for test in tests:
             logger.info("%s in %s: %d captions", test.task, test.language, len(test))
-            texts = _read(system, [caption.text for caption in test.captions], options.language(test))
             images = seen.of(test.gallery)
+            if system.dual is None:
+                yield every_pair(system, test, images, options)
+                continue
+            texts = _read(system, [caption.text for caption in test.captions], options.language(test))
             if options.rerank:
-                yield _two_stage(system, test, images, texts, options)
+                yield two_stages(system, test, images, texts, options)
             else:
                 yield score_embeddings(test, images.embeddings, texts.embeddings, options.scoring)
     finally:
-        if options.rerank:
+        if hold:
             system.pairs.forget_images()
-
-
-def _two_stage(system: System, test: Captions, images: _Rows, texts: _Rows, options: RunOptions) -> Scored:
-    """The `rerank` best by similarity, ordered by the pair scorer; an equal picture with an equal text counts once."""
-    both, distinct = ways(test), list(dict.fromkeys(caption.text for caption in test.captions))
-
-    def score(pairs: Tensor) -> Tensor:
-        pairs = torch.stack([images.rows[pairs[:, 0]], texts.rows[pairs[:, 1]]], dim=1)
-        pairs, places = torch.unique(pairs, dim=0, return_inverse=True)
-        return system.pairs.score_pairs(distinct, pairs, options.language(test))[places]
-
-    found = searched(both, texts.embeddings, images.embeddings, options.rerank)
-    weight = options.rerank_similarity * system.pairs.similarity_scale if options.rerank_similarity else 0.0
-    there, back = reranked(found, both[0].relevance, score, weight)
-    lists = [(one.scores, one.rows) for one in (there, back)] if options.scoring.listed else (None, None)
-    return score_ranks(test, there.ranks, back.ranks, options.scoring, lists)
 
 
 def _sentences(

@@ -120,6 +120,7 @@ def open_cross_view(
         labels=adapter if {"classify", "answer"} & set(heads) else None,
         image_size=model.processor.image_size,
         settings={"text_cleaning": model.processor.text_cleaning, "max_words": model.processor.max_words},
+        pair_settings={"match_score": score},
         notes=_cleaning(model.processor),
     )
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from cclm.errors import first_line
 from cclm.evaluation.embedder import System
 from cclm.models.encoding import EncodingOptions, MatchScore
 from cclm.models.names import is_here, model_type, quiet
@@ -15,6 +20,8 @@ from cclm.storage import MODEL_FILES, file_hash, folder_hash
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 SUPPORTED = (
     "a pretrained folder of cclm, a CLIP, SigLIP, SigLIP 2, MetaCLIP 2, AltCLIP or ChineseCLIP of transformers, a "
@@ -30,6 +37,10 @@ class ModelOptions:
     device: torch.device
     encoding: EncodingOptions = field(default_factory=EncodingOptions)
     match_score: MatchScore = "log_odds"
+
+    def __post_init__(self) -> None:
+        if self.match_score not in get_args(MatchScore):
+            raise ValueError(f"rerank_score is {self.match_score!r}; choose {' or '.join(get_args(MatchScore))}")
 
 
 def kind_of(name: str) -> str:
@@ -72,7 +83,6 @@ def open_system(name: str, options: ModelOptions) -> System:
         from cclm.evaluation.adapters.cross_view import open_cross_view
 
         system = open_cross_view(name, sha256, options.device, encoding, options.match_score)
-        settings["match_score"] = options.match_score
     elif kind == "sentence-transformers":
         from cclm.evaluation.adapters.sentence_encoder import open_sentence_encoder
 
@@ -87,19 +97,40 @@ def open_system(name: str, options: ModelOptions) -> System:
 def _own(name: str) -> System:
     """What the function of a file of the user's own returns, called without arguments.
 
-    It is known by the file's hash, and by the attribute `sha256` of what is returned, where it has one.
+    It is known by the file's hash and its attribute `sha256`; without that, by nothing.
     """
     path, _, function = name.rpartition(":")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    make = getattr(module, function, None)
+    with _importable(Path(path).resolve()) as module_name:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[module_name] = importlib.util.module_from_spec(spec)  # dataclasses look there
+        try:
+            spec.loader.exec_module(module)
+            make = getattr(module, function, None)
+            model = make() if callable(make) else None
+        except Exception as error:  # whatever a user's file raises, they are told which file it is
+            raise ValueError(f"{name} does not run ({type(error).__name__}: {first_line(error)}); mend it") from error
     if not callable(make):
         raise ValueError(f"{path} has no function {function}; name one that returns a model")
-    model = make()
-    sha256 = file_hash(path) + str(getattr(model, "sha256", ""))
-    return System.of(model, str(getattr(model, "name", name)), f"model of {path}", sha256)
+    own = getattr(model, "sha256", None)
+    if own is None:
+        logger.warning(
+            "%s has no attribute sha256: whether its weights are others nobody knows, so it is scored anew", name
+        )
+    known = _joined([file_hash(path), str(own)])
+    system = System.of(model, str(getattr(model, "name", name)), f"model of {path}", known)
+    return replace(system, known=own is not None)
+
+
+@contextmanager
+def _importable(path: Path) -> Iterator[str]:
+    """A name for the module of a file, which may import what lies beside it."""
+    folder = str(path.parent)
+    sys.path.insert(0, folder)
+    try:
+        yield f"_model_{path.stem}_{file_hash(path)[:12]}"
+    finally:
+        sys.path.remove(folder)
 
 
 def _file(name: str, file: str) -> Path | None:

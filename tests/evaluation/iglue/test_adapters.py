@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
 
+from cclm.evaluation import embedder
 from cclm.evaluation.adapters.open import ModelOptions, kind_of, open_system
 from cclm.evaluation.embedder import System
 from cclm.evaluation.items import Caption, Captions
@@ -145,7 +148,7 @@ def test_what_our_models_do_to_texts_is_told(
     system = opened(tmp_path)
     assert system.notes == notes
     assert (system.settings["text_cleaning"], system.settings["max_words"]) == (cleaning, words)
-    assert system.settings["match_score"] == "log_odds"
+    assert system.pair_settings == {"match_score": "log_odds"}
     names = {"red": "a red block", "green": "a green block", "blue": "ein Block"}
     captions = tuple(Caption(name, f"{name}.png", text) for name, text in names.items())
     test = Captions(
@@ -184,6 +187,70 @@ def test_a_model_of_ones_own_comes_from_a_function_of_a_file(tmp_path: Path) -> 
         opened(f"{file}:other")
     with pytest.raises(ValueError, match="no such file and function"):
         kind_of(str(tmp_path / "absent.py:make"))
+
+
+def test_files_of_ones_own_have_dataclasses_and_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "beside_it.py").write_text("WIDTH = 3\n")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "import torch\n"
+        "import beside_it\n"
+        "@dataclass\n"
+        "class Mine:\n"
+        "    width: int\n"
+        "    def embed_texts(self, texts, language):\n"
+        "        return torch.eye(self.width)[[0] * len(texts)]\n"
+        "def make():\n"
+        "    return Mine(beside_it.WIDTH)\n"
+    )
+    before = list(sys.path)
+    assert opened(f"{file}:make").texts.embed_texts(["a"], "de").shape == (1, 3)
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("1 / 0\n", r"does not run \(ZeroDivisionError: division by zero\)"),
+        ("def make():\n    raise RuntimeError('no weights')\n", r"does not run \(RuntimeError: no weights\)"),
+        ("import absent_one\n", r"does not run \(ModuleNotFoundError: "),
+    ],
+)
+def test_a_file_that_does_not_run_is_told_in_one_line(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        opened(f"{tmp_path / 'mine.py'}:make")
+
+
+def test_the_example_of_the_protocols_is_a_model_in_both_stages(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    code = embedder.__doc__.partition("Both in one file:\n")[2].partition("Shapes:")[0]
+    (tmp_path / "mine.py").write_text(textwrap.dedent(code))
+    system = opened(f"{tmp_path / 'mine.py'}:make")
+    assert (system.name, system.image_size, system.known, caplog.text) == ("mine", 224, True, "")
+    names = {"red": "a red block", "green": "a green block", "blue": "ein Block"}
+    captions = tuple(Caption(name, f"{name}.png", text) for name, text in names.items())
+    gallery = tuple(caption.image for caption in captions)
+    protocol = RetrievalProtocol(name="official", about="")
+    test = Captions(task="t", language="en", protocol=protocol, split="test", captions=captions, gallery=gallery)
+    with open_pictures(None) as pictures:
+        for options in (RunOptions(), RunOptions(rerank=2, rerank_similarity=1.0)):
+            assert evaluate(system, test, pictures, options).result.scores["text_to_image"]["R@10"] == 100
+
+
+def test_without_a_hash_of_its_own_a_model_is_not_known(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Mine:\n    def embed_texts(self, texts, language): ...\n"
+        "class Told(Mine):\n    def __init__(self, weights): self.sha256 = weights\n"
+        "def first(): return Told('1')\ndef second(): return Told('2')\n"
+    )
+    first, second = (opened(f"{tmp_path / 'mine.py'}:{name}") for name in ("first", "second"))
+    assert first.known and first.sha256 != second.sha256 and not caplog.text
+    assert not opened(f"{tmp_path / 'mine.py'}:Mine").known
+    assert "has no attribute sha256" in caplog.text
 
 
 def test_what_is_no_such_model_is_refused_before_weights_are_read(sentences: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from cclm.evaluation import pairs
 from cclm.evaluation.adapters.cross_view import CrossView
 from cclm.evaluation.cells import RunFolder
 from cclm.evaluation.embedder import System
@@ -159,7 +160,7 @@ def two_stages(model: CCLMModel, processor: CCLMProcessor, records: list[Record]
         ),
         gallery=tuple(f"{record.key}.png" for record in records),
     )
-    return System.of(adapter, "tiny", "cclm", "0"), test
+    return replace(System.of(adapter, "tiny", "cclm", "0"), pair_settings={"match_score": "log_odds"}), test
 
 
 @pytest.fixture
@@ -190,7 +191,8 @@ def test_two_stages_equal_those_of_evaluate_retrieval(
             assert scores(plain, way)[name] == pytest.approx(wanted[way][name])
             assert scores(both, way)[name] == pytest.approx(wanted[f"{way}_rerank"][name])
     assert scores(plain) != scores(both)
-    assert any(note.startswith("the 6 best of each query reordered") for note in both.result.notes)
+    beside = " with 1 x similarity" if weight else ""
+    assert f"the 6 best of each query reordered by the log-odds of the matching head{beside}" in both.result.notes
     assert not any("reordered" in note for note in plain.result.notes)
     assert not tiny.pairs._held  # let go of
 
@@ -209,6 +211,167 @@ def test_reranking_stays_within_folds(
     for way in ("text_to_image", "image_to_text"):
         mean = sum(scores(half, way)["R@1"] for half in halves) / 2
         assert scores(folded, way)["R@1"] == pytest.approx(mean)
+
+
+def test_more_candidates_than_there_are_are_told_as_all(
+    model: CCLMModel, processor: CCLMProcessor, records: list[Record], blocks: Path
+) -> None:
+    tiny, test = two_stages(model, processor, records)
+    few = replace(test, captions=tuple({caption.image: caption for caption in test.captions}.values()))
+    some = replace(test, captions=test.captions[:3])
+    with open_pictures(blocks) as pictures:
+        notes = [evaluate(tiny, one, pictures, replace(OPTIONS, rerank=10_000)).result.notes[-1] for one in (few, some)]
+    count = len(test.gallery)
+    assert notes[0].startswith(f"all {count} of each query reordered by")
+    assert notes[1].startswith(f"all {count} images and all 3 texts of each query reordered by")
+
+
+def test_similarity_beside_no_second_stage_is_refused() -> None:
+    with pytest.raises(ValueError, match="rerank_similarity is given without rerank"):
+        RunOptions(rerank_similarity=1.0)
+
+
+class Pairs:
+    """Scores a picture by how near its mean colour is to the text's, in whole numbers, so that some tie."""
+
+    def __init__(self) -> None:
+        self.held: list[Tensor] = []
+        self.asked = 0
+        self.colours = Colours()
+
+    def hold_images(self, images: Sequence[Image.Image]) -> None:
+        self.held.append(self.colours.embed_images(images))
+
+    def forget_images(self) -> None:
+        self.held = []
+
+    def score_pairs(self, texts: Sequence[str], pairs: Tensor, language: str) -> Tensor:
+        self.asked += len(pairs)
+        images, read = torch.cat(self.held), self.colours.embed_texts(texts, language)
+        return (4 * images[pairs[:, 0]] * read[pairs[:, 1]]).sum(1).round()
+
+
+def expected(test: Captions, scores: Tensor, same: Tensor) -> tuple[float, float]:
+    """R@1 both ways of scores (T, N), where any of those that are best may come first; `same`: text of the image."""
+    first = scores == scores.amax(1, keepdim=True)
+    there = ((first & same).sum(1) / first.sum(1)).mean()
+    first = scores == scores.amax(0)
+    return 100 * float(there), 100 * float(((first & same).sum(0) / first.sum(0)).mean())
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_a_pair_scorer_alone_scores_every_pair(folder: Path, folds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "PAIRS_AT_ONCE", 30)  # two texts at once
+    tests = [captions(language, folds=folds) for language in ("en", "de")]
+    model = Pairs()
+    with open_pictures(folder) as pictures:
+        found = list(evaluate_all(system(model), tests, pictures, OPTIONS))
+        model.hold_images([open_image(pictures.read(name)) for name in NAMES])
+    texts = [caption.text for caption in tests[0].captions]
+    rows = torch.cartesian_prod(torch.arange(12), torch.arange(12))
+    scores, same = model.score_pairs(texts, rows.flip(1), "en").view(12, 12), torch.eye(12).bool()
+    parts = [slice(12 * fold // folds, 12 * (fold + 1) // folds) for fold in range(folds)]
+    wanted = [expected(tests[0], scores[part, part], same[part, part]) for part in parts]
+    for one in found:
+        assert "every pair scored by the matching head" in one.result.notes
+        for way, values in zip(("text_to_image", "image_to_text"), zip(*wanted, strict=True), strict=True):
+            assert scores_of(one, way) == pytest.approx(sum(values) / folds)
+        for item in one.items:
+            assert len(item["ranked"]) == 12 // folds and item["scores"] == sorted(item["scores"], reverse=True)
+    # 4 different texts in each fold, with all pictures of the fold; both languages; and those that were asked here
+    assert model.asked == 2 * 4 * 12 + 144
+    assert len({round(value) for value in scores.flatten().tolist()}) < 20
+
+
+def scores_of(found: object, way: str) -> float:
+    return scores(found, way)["R@1"]
+
+
+def test_a_pair_scorer_alone_has_no_second_stage(folder: Path) -> None:
+    model = Pairs()
+    with pytest.raises(ValueError, match="it embeds nothing to rerank the best of; leave rerank out"):
+        check(system(model), [captions()], replace(OPTIONS, rerank=3))
+    both = type("Both", (Pairs, Colours), {})()
+    with pytest.raises(ValueError, match="without a similarity_scale"):
+        check(system(both), [captions()], replace(OPTIONS, rerank=3, rerank_similarity=1.0))
+
+
+@pytest.mark.parametrize(
+    ("without", "reason"),
+    [
+        ({"forget_images": None}, r"has score_pairs, but no forget_images; write forget_images\(self\)"),
+        ({"hold_images": None}, "has score_pairs, but no hold_images"),
+        ({"embed_texts": None}, "has embed_images, but no embed_texts"),
+        (
+            {"embed_texts": lambda self, texts: ...},
+            r"embed_texts takes \(texts\); write embed_texts\(self, texts, lang",
+        ),
+        ({"score_pairs": lambda self, pairs: ...}, r"score_pairs takes \(pairs\); write score_pairs\(self, texts, pa"),
+        ({"label": lambda self, images, asked, labels: ...}, "has label, but no check_labels"),
+        ({"image_size": (32, 32)}, r"image_size is \(32, 32\); give pixels"),
+    ],
+)
+def test_parts_of_a_protocol_are_refused_before_the_work(without: dict[str, object], reason: str) -> None:
+    class Both(Colours):
+        hold_images, forget_images, score_pairs = Pairs.hold_images, Pairs.forget_images, Pairs.score_pairs
+
+    with pytest.raises(ValueError, match=reason):
+        system(type("Model", (Both,), without)())
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        (
+            lambda rows: rows * 1.01,
+            r"4 embeddings that are not of unit norm, first row 0 of 1.01; return torch.nn.func",
+        ),
+        (lambda rows: rows[:-1], "gave 3 embeddings for 4; give one for each"),
+        (lambda rows: rows[0], r"must have shape \(rows, width\)"),
+        (lambda rows: rows / 0, "4 of 4 embeddings hold NaN or infinity"),
+        (lambda rows: [["a"]] * 4, "embed_texts gave a list that is no array of numbers"),
+        (lambda rows: None, "embed_texts gave a NoneType that is no array of numbers"),
+        (lambda rows: [[1.0], [0.0, 1.0]], "embed_texts gave a list that is no array of numbers"),
+        (lambda rows: rows.numpy(), None),
+        (lambda rows: rows.tolist(), None),
+        (lambda rows: list(rows), None),
+        (lambda rows: rows.double().requires_grad_(), None),
+    ],
+)
+def test_embeddings_are_looked_at_where_they_come_in(
+    folder: Path, changed: Callable[[Tensor], object], reason: str | None
+) -> None:
+    class Changed(Colours):
+        def embed_texts(self, texts: Sequence[str], language: str) -> Tensor:
+            return changed(super().embed_texts(texts, language))
+
+    with open_pictures(folder) as pictures:
+        if reason is None:
+            wanted = evaluate(system(Colours()), captions(), pictures, OPTIONS).result.scores
+            assert evaluate(system(Changed()), captions(), pictures, OPTIONS).result.scores == wanted
+        else:
+            with pytest.raises(ValueError, match=reason) as error:
+                evaluate(system(Changed()), captions(), pictures, OPTIONS)
+            assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        (lambda found: found[:, None], r"score_pairs gave the shape \(48, 1\) for 48 pairs"),
+        (lambda found: found / 0, "score_pairs gave NaN or infinity"),
+        (lambda found: {}, "score_pairs gave a dict that is no array of numbers"),
+    ],
+)
+def test_scores_of_pairs_are_looked_at_where_they_come_in(
+    folder: Path, changed: Callable[[Tensor], object], reason: str
+) -> None:
+    class Changed(Pairs):
+        def score_pairs(self, texts: Sequence[str], pairs: Tensor, language: str) -> Tensor:
+            return changed(super().score_pairs(texts, pairs, language))
+
+    with open_pictures(folder) as pictures, pytest.raises(ValueError, match=reason):
+        evaluate(system(Changed()), captions(), pictures, OPTIONS)
 
 
 def answering(processor: CCLMProcessor, seed: int = 0, **settings: object) -> CCLMModel:
@@ -281,7 +444,7 @@ def test_what_a_model_cannot_do_is_told_before_the_work() -> None:
     )
     check(system(Reader()), [sentences], OPTIONS)
     for test, reason in (
-        (captions(), "does not embed images and texts, as task colours asks"),
+        (captions(), "does not embed images and texts or score pairs of them, as task colours asks"),
         (questions("en", ("yes",)), "gives no labels to texts about images, as task asked asks"),
     ):
         with pytest.raises(ValueError, match=reason):
@@ -407,6 +570,40 @@ def test_another_model_text_picture_or_setting_is_another_cell(folder: Path) -> 
     run(Colours(), folder, [test], replace(OPTIONS, image_batch=3))  # no other number
     names = sorted(path.stem for path in (folder.parent / "run" / "cells").iterdir())
     assert len(names) == 5 and names[0].startswith("colours-en-official-few-shot-48-")
+
+
+def test_settings_of_other_kinds_of_tests_are_no_other_cell(
+    model: CCLMModel, processor: CCLMProcessor, records: list[Record], blocks: Path
+) -> None:
+    one = answering(processor, heads=["classify"], labels=["yes", "no"])
+    asked = replace(system(CrossView(one, EncodingOptions())), pair_settings={"match_score": "log_odds"})
+    for record, name in zip(records, NAMES, strict=False):
+        (blocks / name).write_bytes(record.image)
+    test = questions("en", ("yes", "no"))
+    tiny, found = two_stages(model, processor, records)
+    with open_pictures(blocks) as pictures:
+        cells = RunFolder.at(blocks / "run")
+        for options in (OPTIONS, replace(OPTIONS, rerank=5), replace(OPTIONS, templates=("a {}",))):
+            (result,) = cached(asked, [test], pictures, options, cells)
+            assert not {"rerank", "templates", "match_score"} & set(result.provenance["settings"])
+        assert len(list((blocks / "run" / "cells").iterdir())) == 1
+        logit = replace(tiny, pair_settings={"match_score": "logit"})
+        for own, options in ((tiny, OPTIONS), (logit, OPTIONS), (tiny, replace(OPTIONS, templates=("a {}",)))):
+            list(cached(own, [found], pictures, options, cells))
+        assert len(list((blocks / "run" / "cells").iterdir())) == 2
+        for own in (tiny, logit):
+            list(cached(own, [found], pictures, replace(OPTIONS, rerank=5), cells))
+        assert len(list((blocks / "run" / "cells").iterdir())) == 4
+
+
+def test_what_a_model_without_a_hash_said_is_never_taken_for_anothers(folder: Path) -> None:
+    model = Colours()
+    unknown = replace(system(model), known=False)
+    for times in (1, 2):
+        with open_pictures(folder) as pictures:
+            list(cached(unknown, [captions()], pictures, OPTIONS, RunFolder.at(folder.parent / "run")))
+        assert model.seen == [5, 5, 2] * times
+    assert len(list((folder.parent / "run" / "cells").iterdir())) == 1
 
 
 def test_damaged_cells_and_folders_are_told(folder: Path) -> None:
