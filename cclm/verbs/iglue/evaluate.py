@@ -113,6 +113,7 @@ def line(result: Result) -> str:
             told.append(f"{name.replace('_', ' ')} R@1/5/10 {recalls}")
         elif name in ("accuracy", "consistency"):
             told.append(f"{name} {value:.2f}")
-    where = f"{result.task} {result.language} ({result.protocol}, {result.regime}, {result.items:,} items)"
+    parts = (result.protocol, result.regime, f"{result.shots} shots" if result.shots else "", f"{result.items:,} items")
+    where = f"{result.task} {result.language} ({', '.join(filter(None, parts))})"
     notes = f" [{'; '.join(result.notes)}]" if result.notes else ""
     return f"{where}: {', '.join(told)}{notes}"

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from cclm.cli import main
+from cclm.evaluation.result import Result
 from cclm.evaluation.runs import read_run
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor
+from cclm.verbs.iglue.evaluate import line
 from tests.evaluation.conftest import COLOURS, picture
 from tests.evaluation.iglue import models
 
@@ -97,7 +99,7 @@ def test_results_and_cells_of_every_kind_of_model(
     assert found[0]["items"] == 4 and found[0]["to_english"]["gallery"] == 4
     reranked = evaluated(
         capsys, "--model", ours, "--tasks", "xflickrco", "--languages", "de", "--rerank", 2, "--rerank_score", "logit",
-        *common,
+        *common, "--system", "two stages",
     )  # fmt: skip
     assert reranked[0]["provenance"]["settings"]["rerank"] == 2
     assert len(read_run(tmp_path / "run")) == 8
@@ -140,6 +142,8 @@ def test_a_line_tells_all_that_a_number_depends_on(data: Path, clip: Path, capsy
     told = capsys.readouterr().out
     assert told.startswith("xflickrco de (official, zero-shot, 4 items): text to image R@1/5/10 ")
     assert "captions per image: 1" in told and told.count("\n") == 1
+    few = Result("xvnli", "ar", "official", 1164, {"accuracy": 50.0}, "", regime="few-shot", shots="48")
+    assert line(few) == "xvnli ar (official, few-shot, 48 shots, 1,164 items): accuracy 50.00"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +161,8 @@ def test_a_line_tells_all_that_a_number_depends_on(data: Path, clip: Path, capsy
         ({"--images": "{data}", "--stand-in-images": None}, "exclude each other"),
         ({"--device": "none"}, "no device 'none' here"),
         ({"--rerank": "3"}, "has no matching head to rerank by"),
+        ({"--rerank_score": "nope"}, "rerank_score is 'nope'; choose log_odds or logit"),
+        ({"--rerank_similarity": "1"}, "rerank_similarity is given without rerank"),
         ({"--tasks": "xflickrco,xvnli"}, "has no XVNLI/annotations/"),
         ({"--output": "{data}/images/red.png"}, "cannot be written"),
     ],
