@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+CHOICE_FILE = "choice.json"  # tells how a pretrained folder was chosen, by data that may lie anywhere
 MODEL_FILES = ("*.safetensors", "*.json", "*.model")  # of a pretrained folder: what makes it the model it is
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -128,10 +129,16 @@ def file_hash(path: Path | str) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def folder_hash(path: Path | str, patterns: tuple[str, ...] = ("*",)) -> str:
+def pretrained_hash(path: Path | str, patterns: tuple[str, ...] = MODEL_FILES) -> str:
+    """`folder_hash` of what makes a pretrained folder the model it is: equal wherever it, and its data, lie."""
+    return folder_hash(path, patterns, without=(CHOICE_FILE,))
+
+
+def folder_hash(path: Path | str, patterns: tuple[str, ...] = ("*",), without: Collection[str] = ()) -> str:
     """SHA-256 over the names and contents of the files of a folder that match `patterns`, not recursive."""
     digest = hashlib.sha256()
     files = {file for pattern in patterns for file in Path(path).glob(pattern) if file.is_file()}
+    files = {file for file in files if file.name not in without}
     for file in sorted(files):
         digest.update(f"{file.name}\0{file_hash(file)}\0".encode())
     return digest.hexdigest()

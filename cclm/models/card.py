@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from cclm.models.config import CCLMConfig
-from cclm.storage import MODEL_FILES, folder_hash, whole_file
+from cclm.storage import pretrained_hash, whole_file
 
 CARD = "README.md"
 # Verb of `cclm evaluate` -> metrics that are shown of its reports, and what they are of.
@@ -196,7 +196,7 @@ def _scores(folder: Path, config: CCLMConfig) -> str:
         verb, report = _report(path)
         if not verb:
             continue
-        sha256 = sha256 or folder_hash(folder, MODEL_FILES)
+        sha256 = sha256 or pretrained_hash(folder)
         if report["model_hash"] != sha256:
             continue
         metrics, size = MEASURES[verb]

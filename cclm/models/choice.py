@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from cclm.storage import CHOICE_FILE as FILE
 from cclm.storage import whole_file
 
-FILE = "choice.json"
 # Splits that a benchmark reports on; so is all of MaRVL but its few-shot files.
 _TEST = re.compile(r"(?:^|[-_])test|^marvl-[a-z]+$", re.IGNORECASE)
 

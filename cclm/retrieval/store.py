@@ -17,7 +17,7 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cclm.storage import MODEL_FILES, file_hash, folder_hash
+from cclm.storage import file_hash, pretrained_hash
 
 SCHEMA_VERSION = 1
 INDEX_FILE = "image.index"
@@ -59,7 +59,7 @@ class ModelSource:
         if not any(folder.glob("*.safetensors")):
             what = "no *.safetensors in" if folder.is_dir() else "no pretrained folder at"
             raise FileNotFoundError(f"{what} {folder}; give one that `cclm fit` has written")
-        return cls(str(folder), folder_hash(folder, MODEL_FILES))
+        return cls(str(folder), pretrained_hash(folder))
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def check_model(folder: Path, manifest: IndexManifest, model: Path | str | None 
     chosen = Path(model) if model is not None else manifest.model_folder(folder)
     if not chosen.is_dir():
         raise FileNotFoundError(f"index {folder}: no model at {chosen}; name the folder it was built with by --model")
-    found = folder_hash(chosen, MODEL_FILES)
+    found = pretrained_hash(chosen)
     if found != manifest.model_sha256:
         raise ValueError(
             f"index {folder} and model {chosen} do not belong together: the index was built with a model of "

@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from cclm.models.choice import Choice
-from cclm.storage import MODEL_FILES, file_hash, folder_hash, whole_file
+from cclm.storage import file_hash, pretrained_hash, whole_file
 from cclm.training.cli import run
 from cclm.training.finetune_config import Config, merged
 from cclm.training.finetune_data import ShardSet
@@ -148,7 +148,7 @@ class Models:
 
     def _hash(self, folder: Path) -> str:
         if folder not in self._hashes:
-            self._hashes[folder] = folder_hash(folder, MODEL_FILES)
+            self._hashes[folder] = pretrained_hash(folder)
         return self._hashes[folder]
 
 

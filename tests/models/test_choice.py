@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from cclm.data.shards import list_shards
-from cclm.models.choice import is_test
+from cclm.evaluation.adapters.open import model_hash
+from cclm.models.choice import Choice, is_test
+from cclm.retrieval.store import ModelSource
+from cclm.training.finetune import Models
 
 
 @pytest.mark.parametrize(
@@ -37,3 +41,19 @@ def test_others(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "000000.tar").touch()
     assert not is_test(list_shards(str(tmp_path / name)))
+
+
+def test_a_model_is_the_same_wherever_the_data_lie_that_chose_it(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights")
+        (folder / "config.json").write_text("{}")
+        Choice("mean_recall", 50.0, 100, f"/data/of/{name}/dev", False).write(folder)
+    ways = (model_hash, lambda path: ModelSource.of(path).sha256, Models(tmp_path, torch.device("cpu"))._hash)
+    for way in ways:
+        first = way(tmp_path / "one")
+        assert first == way(tmp_path / "two")
+        assert len(first) == 64
+    (tmp_path / "two" / "config.json").write_text("{ }")
+    assert model_hash(tmp_path / "one") != model_hash(tmp_path / "two")

@@ -16,7 +16,7 @@ from cclm.errors import first_line
 from cclm.evaluation.embedder import System
 from cclm.models.encoding import EncodingOptions, MatchScore
 from cclm.models.names import is_here, model_type, quiet
-from cclm.storage import MODEL_FILES, file_hash, folder_hash
+from cclm.storage import MODEL_FILES, file_hash, pretrained_hash
 
 if TYPE_CHECKING:
     import torch
@@ -154,8 +154,9 @@ def model_hash(name: str) -> str:
     """SHA-256 of a folder's weights and settings; of a hub's model its name and revision, which cannot change."""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        inside = [folder_hash(part, _WEIGHTS) for part in sorted(folder.iterdir()) if part.is_dir()]
-        return folder_hash(folder, _WEIGHTS) if not inside else _joined([folder_hash(folder, _WEIGHTS), *inside])
+        parts = [folder, *(part for part in sorted(folder.iterdir()) if part.is_dir())]
+        hashes = [pretrained_hash(part, _WEIGHTS) for part in parts]
+        return _joined(hashes) if len(hashes) > 1 else hashes[0]
     file = _file(name, "config.json") or _file(name, "modules.json")
     assert file is not None
     return _joined([name, file.parent.name])  # the cache keeps each revision in a folder of its name
