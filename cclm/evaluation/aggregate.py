@@ -82,7 +82,7 @@ def averages(
     """
     found = []
     for own in by_series(numbers):
-        over = languages if task is None or languages is not None else task.averaged(_protocol(task, own[0]))
+        over = languages if task is None or languages is not None else task.averaged(protocol_of(own[0], task))
         assert over is not None, "numbers of a task that is not ours are averaged over languages that are given"
         there = {number.language for number in own}
         if there.intersection(over) and (partial or there.issuperset(over)):
@@ -93,7 +93,7 @@ def averages(
     return found
 
 
-def _protocol(task: Task, number: Number) -> Protocol:
+def protocol_of(number: Number, task: Task) -> Protocol:
     """The number's own; one that we do not know averages as the task's first does."""
     return next((known for known in task.protocols if known.name == number.protocol), task.protocols[0])
 
@@ -118,7 +118,7 @@ def few_shot_score(numbers: Iterable[Number], task: Task, language: str = AVERAG
     """
     numbers = list(numbers)
     assert task.shots is not None and numbers
-    protocol = _protocol(task, numbers[0])
+    protocol = protocol_of(numbers[0], task)
     languages = (language,) if language != AVERAGE else task.averaged(protocol, few_shot=True)
     names = {"": 0} | dict(task.shots.examples)
     points: dict[str, dict[str, Number]] = {name: {} for name in names}

@@ -6,8 +6,9 @@ Matplotlib's object interface without pyplot: no display, no global state.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from cclm.evaluation.aggregate import FEW_SHOT
@@ -33,12 +34,25 @@ MOST_OWN = 8
 
 @dataclass(frozen=True)
 class Series:
-    """Values by language, as a chart shows them."""
+    """Values by language, as a chart shows them. `points`: of a curve, by labelled examples; `line` is the last."""
 
     label: str
     line: Line
     colour: str
     marker: str
+    points: dict[int, Line] = field(default_factory=dict)
+
+    @property
+    def about_average(self) -> str:
+        """In words, of what averages there are; of those over a part of the languages, that they are not shown."""
+        said: dict[str, None] = {}
+        for line in self.points.values() or [self.line]:
+            if (average := line.average) and average.missing:
+                there, missing = len(average.languages), len(average.missing)
+                said[f"{'elsewhere ' if said else ''}{there} of {there + missing} languages, not shown"] = None
+            elif average:
+                said[average.words] = None
+        return "; ".join(said)
 
     def value(self, language: str) -> Number | None:
         """An average over a part of the languages is not to stand beside whole ones."""
@@ -97,7 +111,8 @@ def bars(survey: Survey, view: View, lines: Sequence[Line]) -> Figure:
 
     shown, left_out = _chosen(lines)
     whole = any(series.line.own and series.value(AVERAGE) for series in shown)
-    languages = [*survey.languages(view), *([AVERAGE] if whole else [])]
+    there = [name for name in survey.languages(view) if any(s.value(name) for s in shown if s.line.own)]
+    languages = [*there, *([AVERAGE] if whole else [])]
     per_row = max(4, min(GROUPS, BARS // max(1, sum(series.line.own for series in shown))))
     count = -(-len(languages) // per_row)
     cuts = [len(languages) * row // count for row in range(count + 1)]
@@ -183,11 +198,9 @@ def _finish(figure: Figure, view: View, regime: str, shown: Sequence[Series], le
             face = "white" if curve and not series.line.own else series.colour
             look = {"marker": series.marker, "markerfacecolor": face, "linestyle": "-" if curve else "none"}
             handles.append(Line2D([], [], color=series.colour, markersize=5, label=series.label, **look))
-    averages = [series.line.average for series in shown if series.line.own and series.value(AVERAGE)]
-    words = averages[0].words if averages and averages[0] else ""
-    below = [f"average: {words}"] if words else []
-    below += dict.fromkeys(note for series in shown for note in series.line.partial)
-    below += [f"{left_out} more systems stand in the table"] if left_out else []
+    width = int(16.5 * figure.get_figwidth())
+    below = [part for line in _below(shown, left_out) for part in wrap(line, width, subsequent_indent="  ")]
+    figure.set_figheight(figure.get_figheight() + 0.13 * max(0, len(below) - 2))
     if any(series.line.stands_in for series in shown):
         figure.suptitle(f"{title}\n{StandIns.note}", fontsize=10, x=0.01, ha="left", color=WARNING)
     else:
@@ -197,6 +210,20 @@ def _finish(figure: Figure, view: View, regime: str, shown: Sequence[Series], le
         handles=handles, frameon=False, ncols=columns, loc="outside lower center", fontsize=8,
         title="\n".join(below) or None, title_fontsize=7.5,
     )  # fmt: skip
+
+
+def _below(shown: Sequence[Series], left_out: int) -> Iterator[str]:
+    """What is said under a chart: what each average is of, series of the same together; partial tests; what lacks."""
+    about: dict[str, list[str]] = {}
+    averaged = any(series.points or series.line.own and series.value(AVERAGE) for series in shown)
+    for series in shown:
+        if (words := series.about_average) and (averaged or series.line.own):
+            about.setdefault(words, []).append(series.label)
+    for words, labels in about.items():
+        yield f"average: {words}" if len(labels) == len(shown) else f"average of {'; '.join(labels)}: {words}"
+    yield from dict.fromkeys(note for series in shown for note in series.line.partial)
+    if left_out:
+        yield f"{left_out} more systems stand in the table"
 
 
 def curves(survey: Survey, view: View) -> Figure | None:
@@ -210,10 +237,10 @@ def curves(survey: Survey, view: View) -> Figure | None:
     examples = {"": 0} | dict(view.task.shots.examples)
     systems: dict[tuple[str, str, bool], dict[int, Line]] = {}
     for line in lines:
-        key = (line.head.system, line.head.protocol, line.own)
-        systems.setdefault(key, {})[examples[line.head.shots]] = line
+        systems.setdefault(_key(line), {})[examples[line.head.shots]] = line
     last = [points[max(points)] for points in systems.values() if len(points) > 1]
-    shown, left_out = _chosen(last)
+    chosen, left_out = _chosen(last)
+    shown = [replace(series, points=systems[_key(series.line)]) for series in chosen]
     languages = list(dict.fromkeys(name for line in last if line.own for name in line.numbers))
     panels = [AVERAGE, *languages] if len(languages) > 1 else languages
     if not panels:  # of one point there is no curve
@@ -224,8 +251,7 @@ def curves(survey: Survey, view: View) -> Figure | None:
     grid = figure.subplots(rows, columns, squeeze=False)
     for place, (axes, name) in enumerate(zip(grid.flat, panels, strict=False)):
         for series in reversed(shown):  # the published first, behind
-            head = series.line.head
-            _curve(axes, series, systems[head.system, head.protocol, series.line.own], name)
+            _curve(axes, series, name)
         axes.set_title("average" if name == AVERAGE else name, loc="left", fontsize=9)
         _plain(axes)
         axes.tick_params(axis="both", length=3, labelsize=8)
@@ -239,8 +265,12 @@ def curves(survey: Survey, view: View) -> Figure | None:
     return figure
 
 
-def _curve(axes: Axes, series: Series, points: dict[int, Line], language: str) -> None:
-    found = {x: Series("", line, "", "").value(language) for x, line in sorted(points.items())}
+def _key(line: Line) -> tuple[str, str, bool]:
+    return line.head.system, line.head.protocol, line.own
+
+
+def _curve(axes: Axes, series: Series, language: str) -> None:
+    found = {x: replace(series, line=line).value(language) for x, line in sorted(series.points.items())}
     places = [(x, number.value) for x, number in found.items() if number is not None]
     if not places:
         return

@@ -15,6 +15,7 @@ from cclm.evaluation.aggregate import (
     averages,
     by_series,
     few_shot_score,
+    protocol_of,
 )
 from cclm.evaluation.number import AVERAGE, Number, cell, numbers
 from cclm.evaluation.pictures import StandIns
@@ -157,7 +158,7 @@ class Survey:
         if view.task is None:
             return [number.language for number in series if number.language != ENGLISH]
         if series[0].regime in (FEW_SHOT, MAX_SHOT):
-            return view.task.averaged(view.task.protocols[0], few_shot=True)
+            return view.task.averaged(protocol_of(series[0], view.task), few_shot=True)
         return None
 
     def _comparable(self, line: Line, view: View) -> bool:
@@ -169,10 +170,9 @@ class Survey:
         """Few-shot's lines at every number of examples, zero-shot's for none, of systems that have few-shot numbers;
         in the languages that every point has.
         """
-        if view.task is None or view.task.shots is None:
+        if (task := view.task) is None or task.shots is None:
             return []
-        points = ("", *view.task.shots.examples)
-        languages = view.task.averaged(view.task.protocols[0], few_shot=True)
+        points = ("", *task.shots.examples)
         found = []
         for known in (self._of(view, self.own), self._of(view, self.known)):
             there = [
@@ -180,7 +180,7 @@ class Survey:
                 for number in known
                 if number.regime in (ZERO_SHOT, FEW_SHOT, MAX_SHOT)
                 and number.shots in points
-                and number.language in languages
+                and number.language in task.averaged(protocol_of(number, task), few_shot=True)
             ]
             systems = {(number.system, number.protocol) for number in there if number.shots}
             there = [number for number in there if (number.system, number.protocol) in systems]

@@ -82,7 +82,8 @@ def tables(survey: Survey) -> list[Table]:
 
 
 def _languages_table(survey: Survey, view: View, lines: Sequence[Line]) -> Table:
-    languages, notes, rows = survey.languages(view), Notes(), []
+    languages = [name for name in survey.languages(view) if any(name in line.numbers for line in lines)]
+    notes, rows = Notes(), []
     for line in lines:
         cells = [_value(line.numbers.get(language)) for language in languages]
         marks = sentences(line, notes, view)
