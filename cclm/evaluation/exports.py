@@ -1,7 +1,7 @@
 """Results in the forms of other programs: CLIP_benchmark's JSON files and MTEB's.
 
-Neither has a place to say that pictures stood in for the benchmark's, or that a test was cut: such results, and those
-of other protocols than theirs, are left out, and it is said why.
+Neither has a place to say that pictures stood in for the benchmark's, that a test was cut, or that a model had learned
+the task or seen the test: such results, and those of other protocols than theirs, are left out, and it is said why.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -51,10 +51,20 @@ SCRIPTS = {
 
 @dataclass
 class Exported:
-    """`files`: name -> content. `left_out`: what could not be given, and why."""
+    """`files`: name -> content. `left_out`: reason -> what could not be given for it, by name."""
 
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, result: Result, reason: str, way: str = "") -> None:
+        parts = (result.system, result.task, result.language, result.protocol, result.regime, result.shots, way)
+        self.left_out.setdefault(reason, []).append(" ".join(part for part in parts if part))
+
+    def reasons(self) -> Iterator[str]:
+        """A line each, with an example."""
+        for reason, (first, *more) in self.left_out.items():
+            others = f" and {len(more):,} more" if more else ""
+            yield f"without {first}{others}: {reason}"
 
 
 def clip_benchmark(runs: Iterable[Measured]) -> Exported:
@@ -64,7 +74,7 @@ def clip_benchmark(runs: Iterable[Measured]) -> Exported:
         result, metrics = one.result, _clip_metrics(one.result)
         reason = _unfit(result) or ("" if metrics else "neither retrieval nor classes of pictures")
         if reason:
-            found.left_out.append(f"{_named(result)}: {reason}")
+            found.leave_out(result, reason)
             continue
         dataset = CLIP_BENCHMARK.get((result.task, result.protocol), f"{result.task}_{result.protocol}")
         task = "zeroshot_retrieval" if "acc1" not in metrics else "zeroshot_classification"
@@ -104,16 +114,16 @@ def mteb(runs: Iterable[Measured]) -> Exported:
         lists = [] if reason or one.predictions is None else predictions.read(one.predictions)
         for way, name in known.items() if not reason else ():
             if name is None:
-                found.left_out.append(f"{_named(result)}, {way}: not by MTEB's protocol")
+                found.leave_out(result, "not by MTEB's protocol", way)
             elif (scores := _ranked_scores(lists, way)) is None:
-                found.left_out.append(f"{_named(result)}, {way}: nDCG at 10 needs ranked lists, which are not kept")
+                found.leave_out(result, "nDCG at 10 needs ranked lists, which are not kept", way)
             else:
                 file = found.files.setdefault(f"{_file(result.system)}/{name}.json", _task_file(name))
                 languages = SCRIPTS[result.language].split()
                 subset = {"hf_subset": result.language, "languages": languages, "main_score": scores["ndcg_at_10"]}
                 file["scores"]["test"].append(scores | subset)
         if reason:
-            found.left_out.append(f"{_named(result)}: {reason}")
+            found.leave_out(result, reason)
     return found
 
 
@@ -166,8 +176,18 @@ def _scores_of(hits: Sequence[bool], relevant: int) -> dict[str, float]:
 
 def _unfit(result: Result) -> str:
     """Why it cannot be given where nothing can be said beside it; "" where it can."""
-    if StandIns.note in result.notes:
-        return "stand-in pictures"
+    told = result.provenance
+    for reason, is_so in {
+        "stand-in pictures": StandIns.note in result.notes,
+        "a part of the test": _noted(result, "partial: "),
+        "reranked by the matching head, where the others test embeddings": _noted(result, "by the matching head")
+        or bool((told.get("settings") or {}).get("rerank")),
+        "some of its images were in the training": _noted(result, "images were in the training"),
+        "a model fine-tuned on the task, where the others test it as it is": bool(told.get("training"))
+        or _noted(result, "fine-tuned before"),
+    }.items():
+        if is_so:
+            return reason
     if result.regime != ZeroShot.name or result.split != "test":
         return f"{result.regime} on {result.split}, where the others test a model as it is on the test"
     if result.task in names():
@@ -178,8 +198,8 @@ def _unfit(result: Result) -> str:
     return ""
 
 
-def _named(result: Result) -> str:
-    return " ".join(part for part in (result.system, result.task, result.language, result.protocol) if part)
+def _noted(result: Result, words: str) -> bool:
+    return any(words in note for note in result.notes)
 
 
 def _file(name: str) -> str:

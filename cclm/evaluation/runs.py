@@ -16,7 +16,7 @@ from cclm.evaluation.number import cell
 from cclm.evaluation.pictures import StandIns
 from cclm.evaluation.result import Result
 
-TRAINED = ("train", "examples", "dev", "rate", "steps")  # of a training, what is set: the rest is how it went
+TRAINED = ("train", "examples", "dev", "steps")  # of a training, what is set: the rest is how it went
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,19 @@ class Measured:
     def settings(self) -> dict[str, Any]:
         """How it was run and, where it was, fine-tuned; lists and the like as text, without what is off or unsaid."""
         told = self.result.provenance
-        training = told.get("training") or {}
-        found = (told.get("settings") or {}) | {f"training {name}": training.get(name) for name in TRAINED}
+        found = (told.get("settings") or {}) | _trained(told.get("training") or {}, "training")
         return {
             name: value if isinstance(value, (int, float, str)) else json.dumps(value)
             for name, value in found.items()
             if value
         }
+
+
+def _trained(about: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """How a model was fine-tuned, and the English one that it goes on from; of several rates the best is no setting."""
+    found = {f"{kind} {name}": about.get(name) for name in TRAINED}
+    found |= {f"{kind} rates": list(about["rates"])} if "rates" in about else {f"{kind} rate": about.get("rate")}
+    return found | (_trained(about["english"], "English training") if about.get("english") else {})
 
 
 def read_run(path: Path) -> list[Measured]:

@@ -161,7 +161,7 @@ def _exported(exported: Exported, folder: Path) -> list[str]:
     for name, content in exported.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return [f"{folder}: {len(exported.files)} files", *(f"{folder}: without {reason}" for reason in exported.left_out)]
+    return [f"{folder}: {len(exported.files)} files", *(f"{folder}: {line}" for line in exported.reasons())]
 
 
 _WRITERS: dict[str, Callable[[Material, Path], list[str]]] = {

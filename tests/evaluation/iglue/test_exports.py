@@ -78,7 +78,12 @@ def test_mteb_files_are_what_its_class_reads(runs: list[Measured]) -> None:
         assert scores["hf_subset"] == ("ar" if "WIT" in name else "de")
         assert scores["languages"] == (["ara-Arab"] if "WIT" in name else ["deu-Latn"])
         assert all(0 <= value <= 1 for key, value in scores.items() if "_at_" in key)
-    assert any("wit ar official, image_to_text: not by MTEB's protocol" in reason for reason in exported.left_out)
+    assert exported.left_out["not by MTEB's protocol"] == [
+        "org/model wit ar official zero-shot image_to_text",
+        "org/model wit ar captioned zero-shot text_to_image",
+    ]
+    told = "without org/model wit ar official zero-shot image_to_text and 1 more: not by MTEB's protocol"
+    assert told in exported.reasons()
 
 
 def test_mteb_scores_are_pytrec_evals(scored: dict[str, Scored], runs: list[Measured]) -> None:
@@ -150,7 +155,7 @@ def built(contents: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_clip_benchmark_files_build_one_table(runs: list[Measured]) -> None:
     exported = clip_benchmark(runs)
-    assert exported.left_out == []
+    assert exported.left_out == {}
     rows = built(list(exported.files.values()))
     assert len(rows) == 4
     for content in exported.files.values():
@@ -180,4 +185,23 @@ def test_clip_benchmark_keeps_its_own_names_and_leaves_out_the_rest() -> None:
     answers = Result("xvnli", "fr", "official", 1164, {"accuracy": 50.0}, "0" * 64, "test", "m")
     exported = clip_benchmark([Measured(answers)])
     assert exported.files == {}
-    assert "neither retrieval nor classes" in exported.left_out[0]
+    assert list(exported.left_out) == ["neither retrieval nor classes of pictures"]
+
+
+def test_a_model_that_is_not_tested_as_it_is_does_not_pass_as_one(scored: dict[str, Scored]) -> None:
+    result = scored["xflickrco official"].result
+    reranked = "the 64 best of each query reordered by the matching head"
+    seen = "12 of its 2,000 images were in the training"
+    for other, told in (
+        (replace(result, notes=(reranked,)), "reranked by the matching head"),
+        (replace(result, provenance={"settings": {"rerank": 64}}), "reranked by the matching head"),
+        (replace(result, notes=(seen,)), "images were in the training"),
+        (replace(result, provenance={"training": {"rate": 1e-5}}), "a model fine-tuned on the task"),
+        (replace(result, notes=("fine-tuned before: model",)), "a model fine-tuned on the task"),
+        (replace(result, notes=("partial: 3 of 2,000 images",)), "a part of the test"),
+    ):
+        for export in (clip_benchmark, mteb):
+            exported = export([Measured(result), Measured(other)])
+            (reason,) = (reason for reason in exported.left_out if told in reason)
+            assert exported.left_out[reason] == ["org/model xflickrco de official zero-shot"]
+    assert len(clip_benchmark([Measured(result)]).files) == 1

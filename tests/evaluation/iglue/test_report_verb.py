@@ -65,7 +65,7 @@ def test_every_format_is_written_and_says_what_the_numbers_are(
         *(f"report.{kind}" for kind in ("md", "tex", "csv", "json")),
         *(f"xvnli_accuracy_{regime}.png" for regime in ("zero-shot", "translate-test", "max-shot", "few-shot")),
     }
-    assert "without our_model & co xvnli ar official: stand-in pictures" in told
+    assert "without our_model & co xvnli ar official few-shot 1 and 32 more: stand-in pictures" in told
     text = (output / "report.md").read_text()
     ours = [line for line in text.splitlines() if line.startswith("| **our\\_model")]
     assert len(ours) == 4  # zero-shot, translate-test, max-shot; the few-shot table's

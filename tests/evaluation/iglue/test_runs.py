@@ -82,10 +82,21 @@ def test_cells_of_other_settings_are_refused_by_name(
 
 
 def test_how_a_training_went_is_no_setting(tmp_path: Path) -> None:
-    first, second = ({"training": {"rate": 1e-4, "seconds": seconds}} for seconds in (1.0, 2.0))
-    new = newer(**second, texts_sha256="c" * 64)
-    run = stored(tmp_path, replace(OLD, provenance=PROVENANCE | first), new)
-    assert [one.result for one in read_run(run)] == [new]
+    english = {"rate": 1e-5, "steps": 9}
+    first, second = (
+        {"rate": rate, "seconds": 1e5 * rate, "rates": {"1e-4": 1e6 * rate, "2e-4": 50.0}, "english": english}
+        for rate in (1e-4, 2e-4)
+    )
+    old = replace(OLD, provenance=PROVENANCE | {"training": first})
+    new = newer(training=second, texts_sha256="c" * 64)
+    assert [one.result for one in read_run(stored(tmp_path / "run", old, new))] == [new]
+    for changes, told in (
+        ({"rates": {"1e-4": 40.0}}, "training rates"),
+        ({"english": english | {"steps": 5}}, "English training steps"),
+    ):
+        run = stored(tmp_path / told, old, newer(training=second | changes))
+        with pytest.raises(ValueError, match=f"differ in {told} "):
+            read_run(run)
 
 
 def test_a_damaged_cell_is_to_be_removed(tmp_path: Path) -> None:
