@@ -12,7 +12,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 from cclm.models.choice import Choice
 from cclm.storage import file_hash, pretrained_hash, whole_file
@@ -29,7 +31,7 @@ from cclm.training.finetune_data import ShardSet
 
 log = logging.getLogger(__name__)
 
-FINISHED, LAST = "finished.json", "last.ckpt"
+FINISHED, LAST, LOCK = "finished.json", "last.ckpt", ".lock"
 _OWN_CALLBACKS = ("cclm.training.callbacks.Export", "pytorch_lightning.callbacks.ModelCheckpoint")
 _ACCELERATORS = {"cuda": "gpu"}  # what Lightning calls otherwise than torch
 
@@ -90,8 +92,25 @@ class Models:
         folder = self.root / "models" / f"{training.name}-{self._key(training)}"
         model, finished = folder / "pretrained", folder / FINISHED
         if not (finished.is_file() and model.is_dir()):
-            self._fit(training, folder)
+            with self._alone(training.name, folder):
+                if not (finished.is_file() and model.is_dir()):  # else another run has made it meanwhile
+                    self._fit(training, folder)
         return Tuned.of(model)
+
+    @contextmanager
+    def _alone(self, name: str, folder: Path) -> Iterator[None]:
+        """No two runs train one model at once. The system lets go of the lock of a process that was killed."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            self.tell(f"wait for {name}, which another run trains")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def forget(self, tuned: Tuned) -> None:
         """Remove the weights of a model that was not chosen; its dev score stays."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from filelock import FileLock
+
 from cclm.data.image_ids import key_of
 from cclm.data.shards import MANIFEST, write_shards
 from cclm.errors import SampleError
@@ -97,8 +99,10 @@ def shards_of(split: Split, found: Examples, pictures: PictureFiles, below: Path
     content = f"{texts_hash(found)}{pictures_hash(found, pictures)}"
     key = hashlib.sha256(content.encode()).hexdigest()[:12]
     folder = below / f"{split.task.name}-{split.name}-{split.language}-{key}"
-    if not (folder / MANIFEST).is_file():
-        write_shards(_records(found, pictures), folder)
+    below.mkdir(parents=True, exist_ok=True)
+    with FileLock(below / f".{folder.name}.lock"):  # another run may write them
+        if not (folder / MANIFEST).is_file():
+            write_shards(_records(found, pictures), folder)
     return ShardSet(folder, key, split, len(found), len(_by_images(found)), found.notes)
 
 

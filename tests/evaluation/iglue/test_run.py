@@ -326,6 +326,30 @@ def test_a_killed_run_goes_on(bench: Bench, long: Path, capsys: pytest.CaptureFi
     assert sorted(each["accuracy"] for each in cells) == sorted(each["accuracy"] for each in whole)
 
 
+def test_two_runs_into_one_folder_train_once(bench: Bench, long: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = (*XVNLI, "--regime", "zero-shot", "--languages", "ar", "--config", str(long))
+    arguments, root = bench.arguments(*given, output="both"), bench.folder / "both"
+    first = started(bench, arguments)
+    try:
+        while not any(root.glob("models/xvnli-en-*/checkpoints/last.ckpt")):
+            assert first.poll() is None, "the run ended before the second began"
+            time.sleep(0.002)
+        first.send_signal(signal.SIGSTOP)  # it is alive, and holds what it holds, as long as the second needs to start
+        second = subprocess.Popen(
+            [sys.executable, "-c", "from cclm.cli import main; main()", *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert second.stdout.readline() == "wait for xvnli-en, which another run trains\n"
+    finally:
+        first.send_signal(signal.SIGCONT)
+    told = second.communicate()[0]
+    assert (first.wait(), second.returncode) == (0, 0)
+    assert "train xvnli-en" not in told and told.startswith("xvnli ar (official, zero-shot, 1,164 items): accuracy ")
+    assert len(list(root.glob("models/*"))) == len(list(root.glob("cells/*.json"))) == 1
+
+
 # -- configs ---------------------------------------------------------------------------------------------------------
 
 
