@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 
-from cclm.evaluation.number import AVERAGE, Number
+from cclm.evaluation.number import AVERAGE, SIZES, Number
 from cclm.evaluation.protocol import FewShot, MaxShot, Protocol, ZeroShot
 from cclm.evaluation.task import Task
 
@@ -147,6 +147,9 @@ def _joined(
     common["items"] = sum(counts) if len(counts) == len(parts) and len(parts) == len(languages) else None
     common["verified"] = all(part.verified for part in parts)
     common["captions"] = parts[0].captions if len({part.captions for part in parts}) == 1 else None
+    for size in SIZES:
+        each = [getattr(part, size) for part in parts[: len(languages)]]
+        common[size] = None if None in each else each[0] if len(set(each)) == 1 else tuple(each)
     return Aggregate(**common, languages=languages, missing=missing, words=words)
 
 

@@ -18,7 +18,8 @@ AVERAGE = "avg"  # in the place of a language
 class Number:
     """`direction`: "" where a task has none. `value`: percent, but for ranks. `items`, `captions`: of the test, and per
     image; None where nobody says. `interval`: 95 %. `source`: of a published number, "" of our own; `verified`: it was
-    read there, not recalled. `ids`: SHA-256 of the id list.
+    read there, not recalled. `ids`: SHA-256 of the id list. `queries`, `gallery`: of a direction; of an average, one
+    each per language where they differ.
     """
 
     system: str
@@ -33,6 +34,8 @@ class Number:
     split: str = "test"
     items: int | None = None
     captions: float | None = None
+    queries: int | tuple[int, ...] | None = None
+    gallery: int | tuple[int, ...] | None = None
     ids: str = ""
     notes: tuple[str, ...] = ()
     interval: tuple[float, float] | None = None
@@ -54,20 +57,16 @@ def numbers(result: Result) -> list[Number]:
     """Every score of a result; with both directions also their mean recall, the mean of six (direction "")."""
     own = {name: getattr(result, name) for name in (*CELL, "items", "ids", "notes")}
     ways = {way: found for way, found in result.scores.items() if isinstance(found, dict) and "queries" in found}
-    found = [
-        number
-        for way, scores in ways.items()
-        for number in _scores(scores, own | {"direction": way, "captions": _captions(way, scores)})
-    ]
+    found = [number for way, scores in ways.items() for number in _scores(scores, own | _sizes(way, scores))]
     own["captions"] = max((number.captions for number in found if number.captions is not None), default=None)
     six = [scores.get(f"R@{k}") for scores in ways.values() for k in (1, 5, 10)]
     mean = {"mean_recall": sum(six) / 6} if len(six) == 6 and None not in six else {}
     return [*_scores(mean | result.scores, own), *found]
 
 
-def _captions(way: str, scores: Mapping[str, Any]) -> float | None:
+def _sizes(way: str, scores: Mapping[str, Any]) -> dict[str, Any]:
     texts, images = (scores[size] for size in (SIZES if way.startswith("text") else reversed(SIZES)))
-    return texts / images
+    return {"direction": way, "captions": texts / images} | {size: scores[size] for size in SIZES}
 
 
 def _scores(scores: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[Number]:

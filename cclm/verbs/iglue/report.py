@@ -190,35 +190,36 @@ def _row(number: Number | Aggregate) -> dict[str, Any]:
 
 
 def report(material: Material) -> dict[str, Any]:
-    """Results in the form that `score --json` has; aggregates in the same, with `languages`, `missing` and `words`."""
+    """Results in the form that `score --json` has; aggregates in the same, with `languages`, `missing` and `words`, and
+    published numbers with `source` and `verified`, with null for what nobody says.
+    """
     survey = material.survey
     return {
         "results": [result.to_dict() for result in survey.results],
         "superseded": [{"changed": changed, "files": list(map(str, files))} for changed, files in material.superseded],
-        "aggregates": _aggregates(survey.aggregates()),
-        "published": [_plain(number) for number in survey.known],
+        "aggregates": _joined(survey.aggregates(), ("languages", "missing", "words")),
+        "published": _joined(survey.known, ("source", "verified")),
         "rank_variances": [found.to_dict() for found in material.variances],
         "comparisons": [comparison.to_dict() for comparison in material.comparisons],
     }
 
 
-def _aggregates(aggregates: Iterable[Aggregate]) -> list[dict[str, Any]]:
-    found: dict[tuple[object, ...], dict[str, Any]] = {}
-    for one in aggregates:
-        first = {name: getattr(one, name) for name in ("task", "language", "protocol", "items")}
-        rest = {name: getattr(one, name) for name in ("system", "regime", "shots", "split", "words")}
-        rest |= {name: list(getattr(one, name)) for name in ("languages", "missing", "notes")}
-        key = (*first.values(), *(rest[name] for name in ("system", "regime", "shots", "split")))
-        stored = found.setdefault(key, first)
-        (stored.setdefault(one.direction, {}) if one.direction else stored)[one.metric] = one.value
-        stored |= rest
+def _joined(numbers: Iterable[Number], told: Sequence[str]) -> list[dict[str, Any]]:
+    """Numbers of one thing together, as Result.to_dict has them; and what is told of these besides."""
+    from cclm.evaluation.number import CELL, SIZES
+
+    first = ("task", "language", "protocol", "items")
+    rest = ("system", "regime", "shots", "split", "ids", "notes", *told)
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for one in numbers:
+        kind = tuple(getattr(one, name) for name in (*CELL, "items", "source", "verified"))
+        stored = found.setdefault(kind, {name: getattr(one, name) for name in first})
+        scores = stored
+        if one.direction:
+            scores = stored.setdefault(one.direction, {size: getattr(one, size) for size in SIZES})
+        scores[one.metric] = one.value
+        stored |= {name: getattr(one, name) for name in rest} | {"provenance": {}}
     return list(found.values())
-
-
-def _plain(number: Number) -> dict[str, Any]:
-    from cclm.evaluation.published import COLUMNS as PUBLISHED
-
-    return {name: getattr(number, name) for name in PUBLISHED}
 
 
 def text(material: Material) -> str:

@@ -98,7 +98,30 @@ def test_json_keeps_the_pinned_form_of_results_and_gives_aggregates_the_same(run
     assert zero["missing"] == []
     assert round(zero["accuracy"], 2) == 62.05
     assert content["comparisons"] == []
-    assert {row["system"] for row in content["published"]} >= {"UC2", "LXMERT"}
+    known = [Result.of(row) for row in content["published"]]
+    assert {result.system for result in known} >= {"UC2", "LXMERT"}
+    assert all(result.items is None and set(result.scores) == {"accuracy", "source", "verified"} for result in known)
+    (french,) = (one for one in known if one.system == "UC2" and (one.language, one.regime) == ("fr", "zero-shot"))
+    assert french.scores["accuracy"] == pytest.approx(69.67, abs=0.01) and french.scores["verified"] is True
+
+
+def test_json_of_retrieval_nests_directions_and_tells_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = as_runs("xflickrco", "UC2", "ours")
+    uneven = [replace(one, protocol="captioned") for one in results if one.regime == "zero-shot"]
+    for place, one in enumerate(uneven):
+        uneven[place] = replace(one, scores={w: s | {"gallery": 100 + place} for w, s in one.scores.items()})
+    main(["iglue", "report", str(stored(tmp_path / "run", [*results, *uneven])), "--json"])
+    content = json.loads(capsys.readouterr().out)
+    for row in content["aggregates"]:
+        for way in ("text_to_image", "image_to_text"):
+            assert row[way]["queries"] == 2000 and "R@1" in row[way]
+            gallery = row[way]["gallery"]
+            assert gallery == 2000 if row["protocol"] == "official" else len(set(gallery)) == len(row["languages"])
+    published = [row for row in content["published"] if row["system"] == "UC2" and row["protocol"] == "official"]
+    for row in published:
+        assert row["items"] is None and {"R@1", "queries", "gallery"} <= set(row["text_to_image"])
+        assert row["text_to_image"]["queries"] is None and row["source"]
+    assert len({(r["language"], r["regime"], r["shots"]) for r in published}) == len(published) > 20
 
 
 def test_csv_is_tidy_and_every_line_of_ours_says_stand_in(run: Path, tmp_path: Path) -> None:
