@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -121,6 +122,30 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
             os.replace(retired, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove what `whole_file` left in a folder when its process was killed, a minute ago at least: what is no process
+    here may be one on another machine, at its writing.
+    """
+    for file in folder.glob(".*.partial"):
+        process = file.name.split(".")[-2]
+        try:
+            old = file.is_file() and time.time() - file.stat().st_mtime > 60
+            if old and process.isdigit() and not _lives(int(process)):
+                file.unlink()
+        except FileNotFoundError:  # another run was faster
+            continue
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user's
+        pass
+    return True
 
 
 def file_hash(path: Path | str) -> str:

@@ -20,7 +20,7 @@ from cclm.evaluation.items import TestSet
 from cclm.evaluation.pictures import PictureFiles
 from cclm.evaluation.result import Result
 from cclm.evaluation.scoring import Scored
-from cclm.storage import whole_file
+from cclm.storage import remove_remains, whole_file
 
 CELLS, PREDICTIONS = "cells", "predictions"
 FORM = 1  # of what goes into a key
@@ -65,12 +65,13 @@ class RunFolder:
 
     @classmethod
     def at(cls, root: Path) -> Self:
-        """Errors: ValueError, before the work, where nothing can be written."""
+        """Without what killed runs left half written. Errors: ValueError, before the work, where no one can write."""
         try:
             for part in (CELLS, PREDICTIONS):
                 (root / part).mkdir(parents=True, exist_ok=True)
                 if not os.access(root / part, os.W_OK):
                     raise PermissionError(13, "you may not write there")
+                remove_remains(root / part)
         except OSError as error:
             raise ValueError(f"run folder {root} cannot be written ({error.strerror}); choose another") from None
         return cls(root)

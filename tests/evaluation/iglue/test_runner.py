@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +43,7 @@ from cclm.images import open_image
 from cclm.models.encoding import EncodingOptions
 from cclm.models.model import CCLMConfig, CCLMModel
 from cclm.models.processor import CCLMProcessor
+from cclm.storage import whole_file
 from cclm.types import Record
 from tests.evaluation.conftest import COLOURS, picture
 
@@ -604,6 +609,30 @@ def test_what_a_model_without_a_hash_said_is_never_taken_for_anothers(folder: Pa
             list(cached(unknown, [captions()], pictures, OPTIONS, RunFolder.at(folder.parent / "run")))
         assert model.seen == [5, 5, 2] * times
     assert len(list((folder.parent / "run" / "cells").iterdir())) == 1
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
+    """A process is killed in the middle of a file; what others are at is left alone."""
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from cclm.storage import whole_file\n"
+        "with whole_file(Path(sys.argv[1])) as path:\n"
+        "    path.write_text('half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    folder = RunFolder.at(tmp_path).root / "predictions"
+    subprocess.run([sys.executable, "-c", code, str(folder / "some.jsonl")], check=False)
+    (dead,) = folder.iterdir()
+    with whole_file(folder / "other.jsonl") as mine:
+        mine.write_text("half")
+        RunFolder.at(tmp_path)
+        assert dead.exists()  # not a minute old: it may be written on another machine
+        for path in (dead, mine):
+            os.utime(path, (time.time() - 61,) * 2)
+        RunFolder.at(tmp_path)
+        assert not dead.exists() and mine.exists()
+    assert [path.name for path in folder.iterdir()] == ["other.jsonl"]
 
 
 def test_damaged_cells_and_folders_are_told(folder: Path) -> None:
