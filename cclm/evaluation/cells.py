@@ -65,7 +65,7 @@ class RunFolder:
 
     @classmethod
     def at(cls, root: Path) -> Self:
-        """Without what killed runs left half written. Errors: ValueError, before the work, where no one can write."""
+        """Without what killed runs left half written. Errors: ValueError, before the work, where it cannot write."""
         try:
             for part in (CELLS, PREDICTIONS):
                 (root / part).mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -28,10 +27,11 @@ from cclm.storage import file_hash, pretrained_hash, whole_file
 from cclm.training.cli import run
 from cclm.training.finetune_config import Config, merged
 from cclm.training.finetune_data import ShardSet
+from cclm.training.tuned import FINISHED, Tuned
 
 log = logging.getLogger(__name__)
 
-FINISHED, LAST, LOCK = "finished.json", "last.ckpt", ".lock"
+LAST, LOCK = "last.ckpt", ".lock"
 _OWN_CALLBACKS = ("cclm.training.callbacks.Export", "pytorch_lightning.callbacks.ModelCheckpoint")
 _ACCELERATORS = {"cuda": "gpu"}  # what Lightning calls otherwise than torch
 
@@ -51,31 +51,6 @@ class Training:
     labels: list[str] | str | None = None
     resumable: bool = False
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A trained model. `value`: of the dev split's metric, None where there was none. `about`: for provenance."""
-
-    folder: Path
-    value: float | None = None
-    about: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, model: Path) -> Tuned:
-        """A folder by whomever, with what is known of it where a run of ours has made it. Errors: ValueError."""
-        finished = model.parent / FINISHED
-        if not finished.is_file():
-            return cls(model)
-        try:
-            about = json.loads(finished.read_text(encoding="utf-8"))
-            return cls(model, about["value"], about | {"notes": tuple(about["notes"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{finished} is damaged ({error}); remove its folder, and it is trained again") from None
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.about.get("notes", ())
 
 
 @dataclass

@@ -19,9 +19,10 @@ from cclm.evaluation.protocol import FewShot, MaxShot, Protocol, Regime, Transla
 from cclm.evaluation.result import Result
 from cclm.evaluation.runner import RunOptions, cached, present
 from cclm.evaluation.task import ClassificationTask, DataFolder, Task
-from cclm.training.finetune import Models, Training, Tuned
+from cclm.training.finetune import Models, Training
 from cclm.training.finetune_config import Recipe
 from cclm.training.finetune_data import Examples, ShardSet, Split, shards_of
+from cclm.training.tuned import Tuned
 
 ENGLISH = "en"
 NO_DEV = "none"  # as --dev TASK=none
@@ -142,9 +143,10 @@ class Run:
         wanted = there if self.wanted.languages is None else self.wanted.languages
         if not (found := tuple(language for language in wanted if language in there)):
             given = f" in {', '.join(wanted)}" if there else ""
+            cure = "; name a translation model with --translator" if isinstance(self.regime, TranslateTest) else ""
             raise ValueError(
                 f"task {self.task.name} has nothing for regime {self.regime.name}{given}; it has "
-                f"{', '.join(there) or 'no language of it'}"
+                f"{', '.join(there) or 'no language of it'}{cure}"
             )
         return found
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from cclm.verbs.iglue.chosen import add_pictures, add_tests, chosen, pictures_of
+from cclm.verbs.iglue.chosen import Chosen, add_pictures, add_tests, chosen, lenient, pictures_of
 from cclm.verbs.inputs import device_named
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from cclm.evaluation.embedder import System
     from cclm.evaluation.items import TestSet
+    from cclm.evaluation.pictures import PictureFiles
     from cclm.evaluation.result import Result
     from cclm.evaluation.runner import RunOptions
+    from cclm.evaluation.task import DataFolder
+
+    Group: TypeAlias = tuple[Chosen, list[TestSet]]
 
 SHIPPED = "shipped"
+Some = TypeVar("Some")
 
 
 def options(parser: ArgumentParser) -> None:
@@ -47,7 +54,7 @@ def run(given: Namespace) -> None:
     """Everything that can be wrong is looked at before the work."""
     from cclm.evaluation.adapters.open import ModelOptions, kind_of, open_system
     from cclm.evaluation.cells import RunFolder
-    from cclm.evaluation.runner import cached, check, evaluate_all, present
+    from cclm.evaluation.runner import cached, evaluate_all
     from cclm.evaluation.task import DataFolder
 
     translator = given.translate or ""
@@ -56,11 +63,10 @@ def run(given: Namespace) -> None:
     model_options = ModelOptions(device_named(given.device), given.encoding, given.rerank_score)
     folder = RunFolder.at(given.output) if given.output else None
     with pictures_of(given) as pictures:
-        tests = [present(one.tests(data, given.partial), pictures, given.partial) for one in tasks]
+        groups = _tests(tasks, data, pictures, given)
         system = open_system(given.model, model_options)
         system = replace(system, name=given.system or system.name)
-        for group in tests:
-            check(system, group, run_options)
+        tests = _fitting(groups, system, run_options)
         if translator not in ("", SHIPPED):
             tests = _translated(tests, given)
         results: list[Result] = []
@@ -77,11 +83,44 @@ def run(given: Namespace) -> None:
         print(json.dumps([result.to_dict() for result in results], ensure_ascii=False))
 
 
+def _tests(tasks: list[Chosen], data: DataFolder, pictures: PictureFiles, given: Namespace) -> list[Group]:
+    """What is asked of each task, with its pictures at hand. Errors: ValueError."""
+    from cclm.evaluation.runner import present
+
+    groups: list[Group] = []
+    for one in tasks:
+        with lenient(one.task, one.named):
+            if tests := one.tests(data, given.partial):
+                groups.append((one, present(tests, pictures, given.partial)))
+    return _some(groups)
+
+
+def _fitting(groups: list[Group], system: System, options: RunOptions) -> list[list[TestSet]]:
+    """Those that the model can be asked. Errors: ValueError."""
+    from cclm.evaluation.runner import check
+
+    def checked(test: TestSet) -> TestSet:
+        check(system, [test], options)
+        return test
+
+    fitting = [one.kept({test.language: partial(checked, test) for test in tests}) for one, tests in groups]
+    return _some([tests for tests in fitting if tests])
+
+
+def _some(found: list[Some]) -> list[Some]:
+    """Errors: ValueError where nothing is left."""
+    if not found:
+        raise ValueError("--tasks all: none can be measured here, for the reasons above; name one")
+    return found
+
+
 def _run_options(given: Namespace) -> RunOptions:
     from cclm.data.raw import read_lines
     from cclm.evaluation.protocol import TranslateTest, ZeroShot
     from cclm.evaluation.runner import RunOptions
+    from cclm.training.tuned import Tuned
 
+    tuned = Tuned.of(Path(given.model))  # where a run of ours has made it, what is to be said of that
     templates = tuple(line for line in read_lines(given.templates) if line.strip()) if given.templates else ("{}",)
     return RunOptions(
         rerank=given.rerank,
@@ -91,6 +130,8 @@ def _run_options(given: Namespace) -> RunOptions:
         image_batch=given.encoding.image_batch,
         regime=TranslateTest.name if given.translate else ZeroShot.name,
         translator="" if given.translate in (None, SHIPPED) else given.translate,
+        notes=tuned.notes,
+        training=tuned.about,
     )
 
 

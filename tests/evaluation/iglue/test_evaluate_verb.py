@@ -10,6 +10,7 @@ import pytest
 from cclm.cli import main
 from cclm.evaluation.result import Result
 from cclm.evaluation.runs import read_run
+from cclm.evaluation.task import names
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor
 from cclm.verbs.iglue.evaluate import line
@@ -113,9 +114,43 @@ def test_shipped_translations_are_another_regime(
     translated = evaluated(capsys, *common, "--languages", "de", "--translate", "shipped")[0]
     assert (translated["language"], translated["regime"]) == ("de", "translate-test")
     assert translated["text_to_image"] == english["text_to_image"]
-    assert "ships no translated" in refused(
-        capsys, "--model", clip, "--tasks", "tatoeba", "--data", data, "--translate", "shipped"
-    )
+    for task, reason in (
+        ("tatoeba", "so there is nothing to translate"),
+        ("multi30k", "give --translate a model's name"),
+    ):
+        told = refused(capsys, "--model", clip, "--tasks", task, "--data", data, "--translate", "shipped")
+        assert reason in told
+
+
+def test_all_tasks_are_those_that_can_be_measured(
+    data: Path, clip: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    common = ("--model", clip, "--data", data, "--partial")
+    found = evaluated(capsys, *common, "--tasks", "all")
+    assert [(one["task"], one["language"]) for one in found] == [
+        ("tatoeba", "de"), ("xflickrco", "en"), ("xflickrco", "de"),
+    ]  # fmt: skip
+    told = [line for line in caplog.messages if line.startswith("left out ")]
+    assert any(line.startswith("left out xflickrco in es, id, ja, ru, tr, zh: ") for line in told)
+    assert [line.split()[2].rstrip(":") for line in told].count("babel_imagenet") == 1
+    assert {line.split()[2].rstrip(":") for line in told} == {*names()}
+    assert max(map(len, told)) < 400
+    caplog.clear()
+    found = evaluated(capsys, *common, "--tasks", "all", "--languages", "en")
+    assert [(one["task"], one["language"]) for one in found] == [("xflickrco", "en")]
+    assert any("task tatoeba has no test in en" in line for line in caplog.messages)
+    assert "has no XVNLI/annotations/" in refused(capsys, *common, "--tasks", "all,xvnli", "--languages", "en")
+    told = refused_in_the_end(capsys, *common, "--tasks", "all", "--images", data / "tatoeba", "--languages", "en")
+    assert told == "cclm: --tasks all: none can be measured here, for the reasons above; name one\n"
+
+
+def refused_in_the_end(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Of a run that told other things before."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(["iglue", "evaluate", *map(str, arguments)])
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines(keepends=True)[-1]
 
 
 def test_a_translation_model_reads_the_test_first(

@@ -119,6 +119,13 @@ def test_a_model_that_was_fine_tuned_before(bench: Bench, capsys: pytest.Capture
     told = {f"fine-tuned before: {english}", "trained on train_48 in en, not the official train"}
     assert told <= set(found["notes"]) and found["system"] == "mine"
     assert not list((bench.folder / "finetuned").glob("models/*"))
+    capsys.readouterr()
+    given = ("--model", str(english), "--data", str(bench.bundle), "--tasks", "xvnli", "--languages", "en")
+    main(["iglue", "evaluate", *given, "--stand-in-images", "--json"])
+    (alone,) = json.loads(capsys.readouterr().out)
+    assert set(alone["notes"]) == set(found["notes"]) - {f"fine-tuned before: {english}"}
+    assert alone["accuracy"] == found["accuracy"]
+    assert alone["provenance"]["training"] == found["provenance"]["training"]
 
 
 def test_marvl_reads_two_pictures(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +250,11 @@ def test_real_photographs_in_part_and_a_test_that_was_trained_on(
             (*XVNLI, "--regime", "translate-train"),
             "xvnli has nothing for regime translate-train; it has no language of it",
         ),
+        (
+            ("--tasks", "multi30k", "--regime", "translate-test", "--train", "multi30k=dev:fr"),
+            "multi30k has nothing for regime translate-test; it has no language of it; name a translation model with",
+        ),
+        ((*XVNLI, "--rerank_score", "nope"), "rerank_score is 'nope'; choose log_odds or logit"),
         ((*XVNLI, "--regime", "few-shot", "--shots", "7"), "xvnli has no 7 shots; there are 1, 5, 10, 20, 25, 48"),
         (
             (*XVNLI, "--regime", "few-shot", "--rates", "fast"),
