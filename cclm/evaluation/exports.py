@@ -1,7 +1,8 @@
-"""Results in the forms of other programs: CLIP_benchmark's JSON files and MTEB's.
+"""Results in the forms of other programs: CLIP_benchmark's JSON files and MTEB's, and TREC's run and qrels files.
 
-Neither has a place to say that pictures stood in for the benchmark's, that a test was cut, or that a model had learned
-the task or seen the test: such results, and those of other protocols than theirs, are left out, and it is said why.
+Neither of the first two has a place to say that pictures stood in for the benchmark's, that a test was cut, or that a
+model had learned the task or seen the test: such results, and those of other protocols than theirs, are left out, and
+it is said why.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from cclm.evaluation import predictions
+from cclm.evaluation.items import Caption, Captions, Sentence, Sentences
 from cclm.evaluation.pictures import StandIns
-from cclm.evaluation.protocol import ZeroShot
+from cclm.evaluation.protocol import RetrievalProtocol, ZeroShot
 from cclm.evaluation.result import Result
 from cclm.evaluation.runs import Measured
 from cclm.evaluation.task import find, names
+from cclm.evaluation.trec import write_qrels, write_run
 
 CLIP_BENCHMARK = {  # (task, protocol) -> its data set; others keep our names
     ("xm3600", "one-caption"): "crossmodal3600",
@@ -57,8 +61,7 @@ class Exported:
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, result: Result, reason: str, way: str = "") -> None:
-        parts = (result.system, result.task, result.language, result.protocol, result.regime, result.shots, way)
-        self.left_out.setdefault(reason, []).append(" ".join(part for part in parts if part))
+        self.left_out.setdefault(reason, []).append(" ".join(_parts(result, way)))
 
     def reasons(self) -> Iterator[str]:
         """A line each, with an example."""
@@ -202,5 +205,51 @@ def _noted(result: Result, words: str) -> bool:
     return any(words in note for note in result.notes)
 
 
+def _parts(result: Result, way: str = "") -> list[str]:
+    parts = (result.system, result.task, result.language, result.protocol, result.regime, result.shots, way)
+    return [part for part in parts if part]
+
+
 def _file(name: str) -> str:
     return re.sub(r"[^\w.@-]+", "_", name.replace("/", "__"))
+
+
+def trec(runs: Iterable[Measured], folder: Path) -> Exported:
+    """Writes NAME.run and NAME.qrels for each direction of each retrieval result, NAME all that tells it apart: the
+    lists that its predictions hold, and what is relevant by these. `files` of the answer is empty.
+
+    Nothing but predictions goes into these, so that every regime, stand-in pictures and parts of tests are given too.
+    """
+    found = Exported()
+    for one in runs:
+        result = one.result
+        ways = [way for way, scores in result.scores.items() if isinstance(scores, dict) and "gallery" in scores]
+        items = predictions.read(one.predictions) if ways and one.predictions else []
+        test = _tested(result, items)
+        for way in ways:
+            if not any("ranked" in item for item in items if item.get("direction") == way):
+                found.leave_out(result, "no ranked lists are kept", way)
+            elif not len(test):
+                found.leave_out(result, "which caption is of which image, text to image tells, which is not kept", way)
+            else:
+                name = _file("-".join(_parts(result, way)))
+                write_run(items, folder / f"{name}.run", way, result.system)
+                write_qrels(test, folder / f"{name}.qrels", way)
+        if not ways:
+            found.leave_out(result, "nothing is ranked")
+    return found
+
+
+def _tested(result: Result, items: Sequence[dict[str, Any]]) -> Captions | Sentences:
+    """As much of a test as its predictions tell: ids and what belongs together, without texts."""
+    ways: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for item in items:
+        ways[item.get("direction", "")].append(item)
+    about = {"task": result.task, "language": result.language, "split": result.split}
+    protocol = RetrievalProtocol(name=result.protocol, about="")
+    if "text_to_image" in result.scores:
+        captions = tuple(Caption(item["id"], item["images"][0], "") for item in ways["text_to_image"])
+        gallery = tuple(dict.fromkeys(caption.image for caption in captions))
+        return Captions(**about, protocol=protocol, captions=captions, gallery=gallery)
+    ids = dict.fromkeys(item["id"] for found in ways.values() for item in found)
+    return Sentences(**about, protocol=protocol, sentences=tuple(Sentence(name, "", "") for name in ids))

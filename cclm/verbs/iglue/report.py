@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
 LITERATURE = ("verified", "all", "none")
 PLAIN = ("markdown", "latex", "csv", "json", "png")
-FILES = ("report.md", "report.tex", "report.csv", "report.json", "*.png", "clip_benchmark/*.json", "mteb/*/*.json")
+FILES = (
+    "report.md",
+    "report.tex",
+    "report.csv",
+    "report.json",
+    "*.png",
+    "clip_benchmark/*.json",
+    "mteb/*/*.json",
+    "trec/*",
+)
 COLUMNS = (
     *("system", "task", "language", "protocol", "split", "regime", "shots", "direction", "metric", "value"),
     *("low", "high", "items", "captions_per_image", "ids", "notes", "source", "verified"),
@@ -35,7 +44,7 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, or files of `cclm iglue score --json`")
     parser.add_argument("--output", type=Path, default=None, help="a folder; without one the tables are printed")
     parser.add_argument(
-        "--format", type=str, default=",".join(PLAIN), help=f"{','.join(PLAIN)},clip_benchmark,mteb: some of these"
+        "--format", type=str, default=",".join(PLAIN), help=f"{','.join(PLAIN)},clip_benchmark,mteb,trec: some of these"
     )
     parser.add_argument(
         "--with-published", default="verified", help="all, verified or none of the literature's numbers"
@@ -157,6 +166,15 @@ def _mteb(material: Material, folder: Path) -> list[str]:
     return _exported(mteb(material.runs), folder / "mteb")
 
 
+def _trec(material: Material, folder: Path) -> list[str]:
+    from cclm.evaluation.exports import trec
+
+    lists = folder / "trec"
+    lists.mkdir()
+    left_out = trec(material.runs, lists).reasons()
+    return [f"{lists}: {len(list(lists.iterdir()))} files", *(f"{lists}: {line}" for line in left_out)]
+
+
 def _exported(exported: Exported, folder: Path) -> list[str]:
     for name, content in exported.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -172,6 +190,7 @@ _WRITERS: dict[str, Callable[[Material, Path], list[str]]] = {
     "png": _png,
     "clip_benchmark": _clip_benchmark,
     "mteb": _mteb,
+    "trec": _trec,
 }
 
 

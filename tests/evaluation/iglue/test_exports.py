@@ -14,7 +14,9 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+from cclm.cli import main
 from cclm.evaluation import predictions
+from cclm.evaluation.cells import RunFolder
 from cclm.evaluation.exports import KS, SCRIPTS, clip_benchmark, mteb
 from cclm.evaluation.pictures import StandIns
 from cclm.evaluation.result import Result
@@ -205,3 +207,32 @@ def test_a_model_that_is_not_tested_as_it_is_does_not_pass_as_one(scored: dict[s
             (reason,) = (reason for reason in exported.left_out if told in reason)
             assert exported.left_out[reason] == ["org/model xflickrco de official zero-shot"]
     assert len(clip_benchmark([Measured(result)]).files) == 1
+
+
+def test_trec_files_score_in_pytrec_eval_as_the_results_do(
+    scored: dict[str, Scored], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    run, output = RunFolder.at(tmp_path / "run"), tmp_path / "out"
+    for name, one in scored.items():
+        run.write(name.replace(" ", "-"), one)
+    bare = replace(scored["wit official"].result, system="bare")
+    run.tell("bare", bare)
+    run.tell("answers", Result("xvnli", "fr", "official", 1164, {"accuracy": 50.0}, "0" * 64, system="bare"))
+    for _ in range(2):  # a report of it is replaced
+        main(["iglue", "report", str(run.root), "--output", str(output), "--format", "trec"])
+    told = capsys.readouterr().out
+    assert "without bare wit ar official zero-shot text_to_image and 1 more: no ranked lists are kept" in told
+    assert "without bare xvnli fr official zero-shot: nothing is ranked" in told
+    assert len(list((output / "trec").iterdir())) == 4 * 2 * 2
+    for one in scored.values():
+        result = one.result
+        for way in ("text_to_image", "image_to_text"):
+            name = f"org__model-{result.task}-{result.language}-{result.protocol}-zero-shot-{way}"
+            with open(output / "trec" / f"{name}.qrels") as relevant, open(output / "trec" / f"{name}.run") as lists:
+                judged, ranked = pytrec_eval.parse_qrel(relevant), pytrec_eval.parse_run(lists)
+            assert len(judged) == len(ranked) == result.scores[way]["queries"]
+            found = pytrec_eval.RelevanceEvaluator(judged, {"success.1,5,10"}).evaluate(ranked).values()
+            for k in (1, 5, 10):
+                share = 100 * sum(query[f"success_{k}"] for query in found) / len(found)
+                assert share == pytest.approx(result.scores[way][f"R@{k}"])
