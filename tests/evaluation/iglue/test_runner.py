@@ -292,6 +292,29 @@ def scores_of(found: object, way: str) -> float:
     return scores(found, way)["R@1"]
 
 
+def test_every_pair_equals_all_candidates_reranked(
+    model: CCLMModel, processor: CCLMProcessor, records: list[Record], blocks: Path
+) -> None:
+    tiny, test = two_stages(model, processor, records)
+    with open_pictures(blocks) as pictures:
+        wanted = evaluate(tiny, test, pictures, replace(OPTIONS, rerank=10_000))
+        found = evaluate(replace(tiny, dual=None, texts=None), test, pictures, OPTIONS)
+    assert found.result.notes[-1] == "every pair scored by the log-odds of the matching head"
+    for way in ("text_to_image", "image_to_text"):
+        for name in ("R@1", "R@5", "R@10", "mean_reciprocal_rank"):
+            assert scores(found, way)[name] == pytest.approx(scores(wanted, way)[name])
+
+
+def test_our_models_without_projections_score_every_pair(
+    processor: CCLMProcessor, records: list[Record], blocks: Path
+) -> None:
+    tiny, test = two_stages(answering(processor, heads=["match"]), processor, records)
+    tiny = replace(tiny, dual=None, texts=None)  # as open_cross_view does where there are none
+    with open_pictures(blocks) as pictures:
+        found = evaluate(tiny, test, pictures, OPTIONS)
+    assert len({item["rank"] for item in found.items}) > 5
+
+
 def test_a_pair_scorer_alone_has_no_second_stage(folder: Path) -> None:
     model = Pairs()
     with pytest.raises(ValueError, match="it embeds nothing to rerank the best of; leave rerank out"):
