@@ -201,12 +201,19 @@ def _check_methods(model: object, protocol: type, name: str) -> None:
 # -- what a model gave, before it is used --------------------------------------------------------------------------
 
 
-def embeddings(system: System, given: object, count: int, method: str) -> Tensor:
-    """(count, E) float32 on the CPU, from a tensor, an array or lists. Errors: ValueError, one line, for anything that
-    breaks the contract."""
+def embeddings(system: System, given: object, count: int, method: str, like: Tensor | None = None) -> Tensor:
+    """(count, E) float32 on the CPU, from a tensor, an array or lists; as wide as those of `like`, that came before.
+
+    Errors: ValueError, one line, for anything that breaks the contract.
+    """
     found = checked_embeddings(_tensor(system, given, method), f"{system.name}: {method}")
     if len(found) != count:
         raise ValueError(f"{system.name}: {method} gave {len(found):,} embeddings for {count:,}; give one for each")
+    if like is not None and found.shape[1] != like.shape[1]:
+        raise ValueError(
+            f"{system.name}: {method} gave embeddings of width {found.shape[1]}, after others of {like.shape[1]}; all "
+            "images and texts must be embedded in one space"
+        )
     norms = found.norm(dim=1)
     if len(far := ((norms - 1).abs() > UNIT).nonzero().flatten()):
         raise ValueError(

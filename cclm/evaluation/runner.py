@@ -289,18 +289,19 @@ def _seen(
                 images += opened
         if images:
             if system.dual is not None:
-                parts.append(embeddings(system, system.dual.embed_images(images), len(images), "embed_images"))
+                given = system.dual.embed_images(images)
+                parts.append(embeddings(system, given, len(images), "embed_images", parts[0] if parts else None))
             if hold:
                 system.pairs.hold_images(images)
             seen += len(images)
     return _Seen(torch.cat(parts) if parts else torch.empty(0, 0), places), _whole(tests, damaged, options)
 
 
-def _read(system: System, texts: Sequence[str], language: str) -> Rows:
-    """Embed texts, equal ones once."""
+def _read(system: System, texts: Sequence[str], language: str, like: Tensor | None = None) -> Rows:
+    """Embed texts, equal ones once. `like`: what they are to be compared with."""
     distinct = list(dict.fromkeys(texts))
     places = {text: row for row, text in enumerate(distinct)}
-    found = embeddings(system, system.texts.embed_texts(distinct, language), len(distinct), "embed_texts")
+    found = embeddings(system, system.texts.embed_texts(distinct, language), len(distinct), "embed_texts", like)
     return Rows(found, torch.tensor([places[text] for text in texts]))
 
 
@@ -316,7 +317,7 @@ def _captions(
             if system.dual is None:
                 yield every_pair(system, test, images, options)
                 continue
-            texts = _read(system, [caption.text for caption in test.captions], options.language(test))
+            texts = _read(system, [caption.text for caption in test.captions], options.language(test), seen.distinct)
             if options.rerank:
                 yield two_stages(system, test, images, texts, options)
             else:
@@ -332,7 +333,7 @@ def _sentences(
     for test in tests:
         logger.info("%s in %s: %d sentences", test.task, test.language, len(test))
         texts = _read(system, [item.text for item in test.sentences], test.language)
-        english = _read(system, [item.english for item in test.sentences], "en")
+        english = _read(system, [item.english for item in test.sentences], "en", texts.distinct)
         yield score_sentences(test, texts.embeddings, english.embeddings, options.scoring)
 
 
@@ -344,7 +345,7 @@ def _pictures(
     for test in tests:
         names = [(label, name) for label, own in test.names.items() for name in own]
         spelt = [template.replace("{}", name) for _, name in names for template in options.templates]
-        texts = _read(system, spelt, options.language(test)).embeddings
+        texts = _read(system, spelt, options.language(test), seen.distinct).embeddings
         texts = texts.unflatten(0, (-1, len(options.templates))).sum(1)  # (names, E)
         classes = list(test.names)
         places = {label: row for row, label in enumerate(classes)}

@@ -354,6 +354,7 @@ def test_parts_of_a_protocol_are_refused_before_the_work(without: dict[str, obje
             lambda rows: rows * 1.01,
             r"4 embeddings that are not of unit norm, first row 0 of 1.01; return torch.nn.func",
         ),
+        (lambda rows: torch.eye(len(rows)), "gave embeddings of width 4, after others of 3; all images and texts must"),
         (lambda rows: rows[:-1], "gave 3 embeddings for 4; give one for each"),
         (lambda rows: rows[0], r"must have shape \(rows, width\)"),
         (lambda rows: rows / 0, "4 of 4 embeddings hold NaN or infinity"),
