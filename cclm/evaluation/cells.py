@@ -24,6 +24,7 @@ from cclm.storage import remove_remains, whole_file
 
 CELLS, PREDICTIONS = "cells", "predictions"
 FORM = 1  # of what goes into a key
+DIGITS = 12  # of its hash
 
 
 def texts_hash(test: TestSet) -> str:
@@ -52,7 +53,7 @@ def key_of(
         "pictures": pictures_hash(test, pictures),
         "settings": settings,
     }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:DIGITS]
     parts = (test.task, test.language, test.protocol.name, regime, shots, digest)
     return "-".join(part for part in parts if part)
 
@@ -80,6 +81,13 @@ class RunFolder:
         """The result of a cell, where it is there. Errors: ValueError for a damaged one."""
         path = self.root / CELLS / f"{key}.json"
         return _read(path) if path.is_file() else None
+
+    def renew(self, key: str) -> None:
+        """Make a cell the newest of its test, where one of other texts, pictures or weights was written since."""
+        own = self.root / CELLS / f"{key}.json"
+        others = (self.root / CELLS).glob(f"{key.rpartition('-')[0]}-{'?' * DIGITS}.json")
+        if any(other.stat().st_mtime_ns > own.stat().st_mtime_ns for other in others):
+            os.utime(own)
 
     def write(self, key: str, scored: Scored) -> None:
         """The predictions first: a cell that is there is complete."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cclm.errors import SampleError
-from cclm.evaluation.cells import RunFolder, key_of, texts_hash
+from cclm.evaluation.cells import RunFolder, key_of, pictures_hash, texts_hash
 from cclm.evaluation.embedder import Asked, System, embeddings, labels_given
 from cclm.evaluation.items import Captions, Pictures, Question, Questions, Sentences, TestSet
 from cclm.evaluation.pairs import Rows, every_pair, two_stages
@@ -177,6 +177,7 @@ def cached(
         if result.system != system.name:
             result = replace(result, system=system.name)
             folder.tell(key, result)
+        folder.renew(key)
         yield result
 
 
@@ -190,6 +191,7 @@ def _described(result: Result, test: TestSet, system: System, pictures: PictureF
         "kind": system.kind,
         "model_sha256": system.sha256,
         "texts_sha256": texts_hash(test),
+        "pictures_sha256": pictures_hash(test, pictures),
         "settings": settings_of(system, test, options),
         "date": date.today().isoformat(),
     } | ({"training": dict(options.training)} if options.training else {})

@@ -227,3 +227,26 @@ def test_another_name_computes_nothing_anew(
     assert renamed == first | {"system": "a CLIP"}
     (kept,) = read_run(tmp_path / "run")
     assert kept.result.system == "a CLIP" and kept.result.provenance["model"] == str(clip)
+
+
+def test_a_cell_that_is_used_again_counts(
+    data: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A test that was changed and changed back: its first cell is the newest again, without being computed anew."""
+    common = ("--model", clip, "--tasks", "xflickrco", "--languages", "de", "--data", data, "--partial")
+    common += ("--output", tmp_path / "run")
+    file = next(data.rglob("de/test.jsonl"))
+    first, own = evaluated(capsys, *common)[0], file.read_text(encoding="utf-8")
+    caption = json.loads(own.split("\n")[0])["sentences"][0]
+    try:
+        file.write_text(own.replace(json.dumps(caption, ensure_ascii=False), '"etwas anderes"'), encoding="utf-8")
+        second = evaluated(capsys, *common)[0]
+    finally:
+        file.write_text(own, encoding="utf-8")
+    assert second["provenance"]["texts_sha256"] != first["provenance"]["texts_sha256"]
+    assert second["provenance"]["pictures_sha256"] == first["provenance"]["pictures_sha256"]
+    (kept,) = read_run(tmp_path / "run")
+    assert kept.result.to_dict() == second
+    assert evaluated(capsys, *common)[0] == first
+    (kept,) = read_run(tmp_path / "run")
+    assert kept.result.to_dict() == first and len(kept.older) == 1
