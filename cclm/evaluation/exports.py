@@ -7,6 +7,7 @@ it is said why.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections import defaultdict
@@ -211,7 +212,10 @@ def _parts(result: Result, way: str = "") -> list[str]:
 
 
 def _file(name: str) -> str:
-    return re.sub(r"[^\w.@-]+", "_", name.replace("/", "__"))
+    """A name fit for a file; where characters had to go, with a hash of them all, so that no two become one."""
+    plain = name.replace("/", "__")
+    fit = re.sub(r"[^\w.@-]+", "_", plain)
+    return fit if fit == plain else f"{fit}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def trec(runs: Iterable[Measured], folder: Path) -> Exported:

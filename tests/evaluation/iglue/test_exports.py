@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel
 
 from cclm.cli import main
-from cclm.evaluation import predictions
+from cclm.evaluation import exports, predictions
 from cclm.evaluation.cells import RunFolder
 from cclm.evaluation.exports import KS, SCRIPTS, clip_benchmark, mteb
 from cclm.evaluation.pictures import StandIns
@@ -236,3 +236,10 @@ def test_trec_files_score_in_pytrec_eval_as_the_results_do(
             for k in (1, 5, 10):
                 share = 100 * sum(query[f"success_{k}"] for query in found) / len(found)
                 assert share == pytest.approx(result.scores[way][f"R@{k}"])
+
+
+def test_no_two_names_become_one_file() -> None:
+    names = ["a b", "a_b", "a|b", "a  b", "a/b", "a:b"]
+    found = {exports._file(name) for name in names}
+    assert len(found) == len(names) and "a_b" in found and "a__b" in found
+    assert not any(set(name) & set(" |/:") for name in found)
