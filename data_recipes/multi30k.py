@@ -83,7 +83,7 @@ def describe(source: Path, task: int) -> dict[tuple[str, str], Described]:
             if text:
                 about.captions.setdefault(language, []).append(text)
     if not found:
-        raise ValueError(f"multi30k: {source} has no task1/raw/train.en.gz or task2/raw/train.1.en.gz or alike")
+        raise ValueError(f"multi30k: {source} has no task1/raw/train.en.gz or alike: give Multi30K's data folder")
     return found
 
 

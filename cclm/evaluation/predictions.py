@@ -157,6 +157,8 @@ def _parsed(path: Path, plain: bool = False) -> Any:
     """JSON, or JSON lines as a list. `plain`: text that is neither is given back. Errors: OSError; ValueError."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the file of predictions in it")
+    if not path.exists():
+        raise ValueError(f"there is no file of predictions {path}; check the path")
     found = _json(path, "\n".join(read_lines(path)), plain)
     if found in ("", [], {}):
         raise ValueError(f"{path} is empty; write the predictions again")

@@ -99,7 +99,10 @@ def check(system: System, tests: Sequence[TestSet], options: RunOptions) -> None
     for test in tests:
         need, there = _NEEDS[type(test)](system)
         if there is None:
-            raise ValueError(f"{system.name} is a {system.kind}: it {need}, as task {test.task} asks; choose another")
+            raise ValueError(
+                f"{system.name} is a {system.kind}: it {need}, as task {test.task} asks; choose another, or fine-tune "
+                "a model of cclm with `cclm iglue run`"
+            )
         if isinstance(test, Questions):
             if test.textless:
                 raise ValueError(f"{test.task} in {test.language}: no texts are at hand, so no model can answer them")

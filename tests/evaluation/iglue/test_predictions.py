@@ -444,3 +444,11 @@ def test_a_run_is_read_by_its_scores_whatever_the_order_of_its_lines(tmp_path: P
     (tmp_path / "b.run").write_text("\n".join(lines) + "\n", encoding="utf-8")
     again = score_rankings(test, {"image_to_text": dict(trec.read_run(tmp_path / "b.run"))}, POINT)
     assert again == scored and 0 < scored.result.scores["image_to_text"]["R@5"] < 100
+
+
+def test_a_file_that_is_not_there_is_one_line(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--predictions", "nowhere.json", "--language", "ar", "--data", str(bundle)]
+    with pytest.raises(SystemExit) as stopped:
+        main(["iglue", "score", "xvnli", *given])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "cclm: there is no file of predictions nowhere.json; check the path\n"
