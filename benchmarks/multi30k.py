@@ -17,7 +17,7 @@ from machine import RESULTS, facts, write
 
 from cclm.cli import main as cclm
 from cclm.models.choice import Choice
-from cclm.retrieval.store import ModelSource
+from cclm.retrieval.manifest import ModelSource
 
 PROTOCOLS = ("dev", "dev-task1")
 RERANK = ("--rerank", "16", "--rerank_similarity", "1")

@@ -14,7 +14,8 @@ import numpy as np
 from machine import facts, seconds, write
 
 from cclm.retrieval.index import ImageIndex, build_index
-from cclm.retrieval.store import Entry, ModelSource
+from cclm.retrieval.manifest import ModelSource
+from cclm.retrieval.metadata import Entry, Rows
 
 ROWS, DIM, QUERIES, K, ROUNDS = 99_999, 256, 1000, 10, 5  # one row below the threshold of approximate search
 
@@ -27,7 +28,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "index"
         entries = [Entry(str(row)) for row in range(ROWS)]
-        building = seconds(lambda: build_index([(entries, vectors)], output, ModelSource(folder, "")))
+        building = seconds(lambda: build_index([Rows.of(entries, vectors)], output, ModelSource(folder, "")))
         opening = seconds(lambda: ImageIndex.open(output))
         index = ImageIndex.open(output)
         times: dict[str, list[float]] = {"search": [], "one_query": [], "sgemm": []}

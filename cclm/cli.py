@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cclm.verbs import convert, data, embed, evaluate
+from cclm.verbs import convert, data, embed, evaluate, index, search
 from cclm.verbs.iglue import check as iglue_check
 from cclm.verbs.iglue import evaluate as iglue_evaluate
 from cclm.verbs.iglue import report as iglue_report
 from cclm.verbs.iglue import run as iglue_run
 from cclm.verbs.iglue import score as iglue_score
-from cclm.verbs.inputs import add_inputs, load
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
-
-    from cclm.retrieval.index import Hit
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -170,59 +166,6 @@ def _data_tokenizer(given: Namespace) -> None:
     print(tokenizer(**given.as_dict()))
 
 
-def _index_options(parser: ArgumentParser) -> None:
-    add_inputs(parser)
-    parser.add_argument("--output", type=Path, required=True)
-
-
-def _index_build(given: Namespace) -> None:
-    from cclm.data.shards import read_records
-    from cclm.evaluation.encoding import pixel_views, texts_of
-    from cclm.images import open_image
-    from cclm.models.encoding import EncodingOptions, image_batches
-    from cclm.retrieval.index import build_index
-    from cclm.retrieval.store import Entry, ModelSource
-
-    source = ModelSource.of(given.model)
-    model, processor = load(given.model, given.device)
-    views = pixel_views(model, processor, lambda data: open_image(data, processor.image_size))
-
-    def embedded() -> Iterator[tuple[list[Entry], Any]]:
-        for records, view in image_batches(model, read_records(given.data), views, EncodingOptions()):
-            yield [Entry(record.key, texts_of(record)) for record in records], view.embedding.float().cpu()
-
-    manifest = build_index(embedded(), given.output, source, given.data)
-    print(f"{given.output}: {manifest.rows} images, {manifest.factory} index of width {manifest.dim}")
-
-
-def _search_options(parser: ArgumentParser) -> None:
-    parser.add_argument("index", type=Path)
-    parser.add_argument("query", type=str)
-    parser.add_argument("-k", type=int, default=10, help="number of hits")
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
-    parser.add_argument("--model", type=Path, default=None, help="the model's folder, where it has moved")
-    parser.add_argument("--device", default="cpu")
-
-
-def _search(given: Namespace) -> None:
-    from cclm.retrieval.index import ImageIndex, query_kind
-
-    kind = query_kind(given.query)
-    index = ImageIndex.open(given.index)
-    model, _ = load(index.model(given.model), given.device)
-    embedding = model.embed_images(given.query) if kind == "image" else model.embed_texts(given.query)
-    hits = index.search(embedding, given.k)[0]
-    print(json.dumps([vars(hit) for hit in hits], ensure_ascii=False) if given.json else _listed(hits))
-
-
-def _listed(hits: list[Hit]) -> str:
-    def caption(hit: Hit) -> str:
-        texts = hit.captions.get("en") or next(iter(hit.captions.values()), [""])
-        return texts[0]
-
-    return "\n".join(f"{hit.rank:3d}  {hit.score:6.3f}  {hit.key}  {caption(hit)}" for hit in hits)
-
-
 VERBS = {
     "data build": Verb("Raw data -> shards.", _build_options, _data_build),
     "data check": Verb("Verify a built dataset; names every bad shard.", _check_options, _data_check),
@@ -244,6 +187,6 @@ VERBS = {
     "iglue score": Verb("The number of any system's predictions.", iglue_score.options, iglue_score.run),
     "convert": Verb("Released checkpoints to pretrained folders, and back.", convert.options, convert.run),
     "embed": Verb("Embeddings of pictures, and of captions, in clip-retrieval's layout.", embed.options, embed.run),
-    "index build": Verb("Embed the images of shards and index them.", _index_options, _index_build),
-    "search": Verb("Search an index with a text in any language or an image file.", _search_options, _search),
+    "index build": Verb("Embed the images of shards and index them.", index.build_options, index.build),
+    "search": Verb("Search an index with a text in any language or an image file.", search.options, search.run),
 }

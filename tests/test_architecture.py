@@ -26,6 +26,8 @@ HOMES = {
     "lightning": set(),
     "webdataset": {"data"},
     "faiss": {"retrieval"},
+    "fastapi": {"retrieval"},
+    "uvicorn": {"retrieval"},
     "ray": {"retrieval"},
 }
 FILES = [path for folder in ("cclm", "data_recipes") for path in sorted((ROOT / folder).rglob("*.py"))]

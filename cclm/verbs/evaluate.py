@@ -102,7 +102,7 @@ def _report(given: Namespace, way: str, evaluate: Evaluate) -> None:
     from cclm.images import open_image
     from cclm.models.card import refresh_scores
     from cclm.models.choice import Choice
-    from cclm.retrieval.store import ModelSource
+    from cclm.retrieval.manifest import ModelSource
 
     output = check_output(given.output)
     baseline = Report.read(given.baseline) if given.baseline else None

@@ -21,8 +21,10 @@ from cclm.images import open_image
 from cclm.models.encoding import EncodingOptions, encode_texts, image_batches
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor
-from cclm.retrieval.index import ImageIndex, build_index, query_kind
-from cclm.retrieval.store import Entry, ModelSource
+from cclm.retrieval.index import ImageIndex, build_index
+from cclm.retrieval.manifest import ModelSource
+from cclm.retrieval.metadata import Entry, Rows
+from cclm.retrieval.query import query_kind
 from cclm.storage import file_hash
 from cclm.types import Record
 
@@ -71,8 +73,11 @@ def test_index_from_shards_finds_its_own_photos(shards: Path, pretrained: Path, 
     model, processor = CCLMModel.from_pretrained(pretrained), CCLMProcessor.from_pretrained(pretrained)
     options = EncodingOptions(image_batch=16)
     encoded = image_batches(model, read_records(shards), pixel_views(model, processor, open_image), options)
-    batches = (([Entry(record.key, record.captions) for record in some], view.embedding) for some, view in encoded)
-    build_index(batches, tmp_path / "index", ModelSource.of(pretrained), data=str(shards))
+    parts = [
+        Rows.of([Entry(record.key, record.captions) for record in some], view.embedding.numpy())
+        for some, view in encoded
+    ]
+    build_index(parts, tmp_path / "index", ModelSource.of(pretrained), data=str(shards))
 
     index = ImageIndex.open(tmp_path / "index")
     folder = index.model()
@@ -83,9 +88,9 @@ def test_index_from_shards_finds_its_own_photos(shards: Path, pretrained: Path, 
         assert query_kind(str(path)) == "image"
         with torch.inference_mode():
             view = model.eval().encode_image(processor.images([open_image(path.read_bytes())]))
-        hits = index.search(view.embedding, 3)[0]
-        assert hits[0].key == record.key and hits[0].score == pytest.approx(1, abs=1e-4)
-        assert hits[0].captions == record.captions
-    queries = encode_texts(model, processor, ["two dogs", "zwei Hunde"], options).embeddings
+        hits = index.search(view.embedding.numpy(), 3)[0]
+        assert hits[0].entry.key == record.key and hits[0].score == pytest.approx(1, abs=1e-4)
+        assert hits[0].entry.captions == record.captions
+    queries = encode_texts(model, processor, ["two dogs", "zwei Hunde"], options).embeddings.numpy()
     for hits in index.search(queries, 10):
         assert len(hits) == 10 and all(a.score >= b.score for a, b in pairwise(hits))

@@ -16,7 +16,7 @@ from cclm.models.card import CARD, CardFacts, StreamFacts, refresh_scores, write
 from cclm.models.config import CCLMConfig
 from cclm.models.model import CCLMModel
 from cclm.models.names import EXPORTED
-from cclm.retrieval.store import ModelSource
+from cclm.retrieval.manifest import ModelSource
 from cclm.types import Statement
 from tests.data.conftest import image_records
 from tests.models.conftest import TINY

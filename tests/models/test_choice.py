@@ -10,7 +10,7 @@ import torch
 from cclm.data.shards import list_shards
 from cclm.evaluation.adapters.open import model_hash
 from cclm.models.choice import Choice, is_test
-from cclm.retrieval.store import ModelSource
+from cclm.retrieval.manifest import ModelSource
 from cclm.training.finetune import Models
 
 

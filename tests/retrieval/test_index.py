@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from cclm.retrieval.index import ImageIndex, build_index, plan, query_kind, search
-from cclm.retrieval.store import Entry, ModelSource
+from cclm.retrieval.manifest import ModelSource
+from cclm.retrieval.metadata import Entry
 from cclm.storage import file_hash
 
 ROWS, DIM = 300, 16

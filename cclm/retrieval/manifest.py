@@ -1,0 +1,155 @@
+"""The state of an index folder, in one file: which segments make it up, and the model that it is bound to.
+
+manifest.json                   this version of the index; the rename that puts it there is what makes a change
+segments/NAME/image.index       FAISS index of the embeddings; never changed once written
+segments/NAME/metadata.parquet  id, key, captions, place, size, date of each row
+segments/NAME/vectors.npy       (N, E) float16, where image.index does not hold them exactly
+segments/NAME/deleted-V.npy     rows that are deleted as of version V: one bit each, the lowest first
+embeddings/                     of pictures that are being indexed; gone once they are
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from cclm.storage import pretrained_hash, whole_file
+
+SCHEMA_VERSION = 2
+MANIFEST_FILE = "manifest.json"
+INDEX_FILE, METADATA_FILE, VECTORS_FILE = "image.index", "metadata.parquet", "vectors.npy"
+SEGMENTS, EMBEDDINGS = "segments", "embeddings"
+REBUILD = "build the index again with `cclm index build`"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The model that the embeddings come from."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def of(cls, folder: Path | str) -> Self:
+        """Errors: FileNotFoundError where the folder is missing or holds no weights."""
+        folder = Path(folder)
+        if not any(folder.glob("*.safetensors")):
+            what = "no *.safetensors in" if folder.is_dir() else "no pretrained folder at"
+            raise FileNotFoundError(f"{what} {folder}; give one that `cclm fit` has written")
+        return cls(str(folder), pretrained_hash(folder))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What search in a segment was found to reach: against exact search, with that segment's search parameters."""
+
+    recall: float  # of the 10 nearest, 0 to 1
+    queries: int
+    latency_ms: float  # median of one query at a time
+    queries_per_s: float  # of all of them at once
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows that were indexed together."""
+
+    name: str
+    rows: int  # deleted ones included
+    factory: str  # FAISS factory string
+    search: str  # FAISS search parameters, "" for none
+    bytes_per_vector: float  # of image.index
+    files: dict[str, str]  # name -> SHA-256
+    deleted: int = 0  # rows
+    deletions: str = ""  # the file that tells which, "" for none
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True)
+class IndexManifest:
+    """`manifest.json`. Queries must be embedded by the model with `model_sha256`."""
+
+    dim: int
+    model_path: str  # relative to the index folder, so that both can be moved together
+    model_sha256: str
+    created_by: str
+    segments: list[Segment] = field(default_factory=list)
+    version: int = 1  # counts changes
+    next_id: int = 0  # of the next row; ids are never used twice
+    roots: list[str] = field(default_factory=list)  # folders of the pictures, relative to the index folder
+    data: str = ""  # what was indexed, in the user's words
+    budget: dict[str, Any] = field(default_factory=dict)  # what was asked of the first build
+    dtype: str = "float32"
+    metric: str = "inner_product"
+    normalised: bool = True
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def rows(self) -> int:
+        """Pictures that can be found."""
+        return sum(segment.rows - segment.deleted for segment in self.segments)
+
+    def write(self, folder: Path) -> None:
+        """Make this the state of the index: from the rename on, whoever opens the folder sees it."""
+        with whole_file(folder / MANIFEST_FILE) as path:
+            path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Errors: FileNotFoundError without an index folder, ValueError for a manifest of another kind."""
+        path = folder / MANIFEST_FILE
+        if not path.is_file():
+            what = f"{folder} holds no {MANIFEST_FILE}" if folder.is_dir() else f"no index folder at {folder}"
+            raise FileNotFoundError(
+                f"{what}; build one with `cclm index build --model M --source PICTURES --output {folder}`"
+            )
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            version = stored.get("schema_version")
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+            raise ValueError(f"{path} is not readable as JSON ({error}); {REBUILD}") from error
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"{path} has schema_version {version}, this cclm reads {SCHEMA_VERSION}; {REBUILD}")
+        known = {f.name for f in fields(cls)}
+        if known != set(stored):
+            raise ValueError(f"{path}: fields missing or unknown: {', '.join(sorted(known ^ set(stored)))}; {REBUILD}")
+        try:
+            segments = [_segment(given) for given in stored["segments"]]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: segments are not as they were written ({error}); {REBUILD}") from error
+        return cls(**(stored | {"segments": segments}))
+
+    def model_folder(self, folder: Path) -> Path:
+        """Where the model was when the index was built, seen from where the index is now."""
+        return Path(os.path.normpath(folder.resolve() / self.model_path))
+
+    def root_folders(self, folder: Path) -> list[Path]:
+        """Where the pictures were when they were indexed, seen from where the index is now."""
+        return [Path(os.path.normpath(folder.resolve() / root)) for root in self.roots]
+
+
+def _segment(given: dict[str, Any]) -> Segment:
+    measured = given["measured"]
+    segment = Segment(**(given | {"measured": measured and Measured(**measured)}))
+    if any(Path(name).name != name for name in (segment.name, *segment.files)):
+        raise ValueError("a name is a path")
+    return segment
+
+
+def check_model(folder: Path, manifest: IndexManifest, model: Path | str | None = None) -> Path:
+    """The folder of the model that this index belongs to: `model` if given, else the one noted at build time.
+
+    Errors: FileNotFoundError where it is missing; ValueError where its files are not those the index was built with.
+    """
+    chosen = Path(model) if model is not None else manifest.model_folder(folder)
+    if not chosen.is_dir():
+        raise FileNotFoundError(f"index {folder}: no model at {chosen}; name the folder it was built with by --model")
+    found = pretrained_hash(chosen)
+    if found != manifest.model_sha256:
+        raise ValueError(
+            f"index {folder} and model {chosen} do not belong together: the index was built with a model of "
+            f"sha256 {manifest.model_sha256[:12]}, this one has {found[:12]}; {REBUILD} or name that model by --model"
+        )
+    return chosen
