@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -171,6 +172,20 @@ class Labels(TensorData):
     text: TextInput  # (R, T) the same as tokens, for a head that spells its answer
     owner: Tensor  # (R,) int64: the pair
     weight: Tensor  # (R,) float32
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where in a picture a model finds the words of a text. Patches stand in h rows and w columns.
+
+    `shares`: how much of all heat is a word's own, summing to 1; 0 for all where there is no heat at all.
+    """
+
+    tokens: tuple[str, ...]  # T words, or pieces of a text that has no blanks
+    heat: np.ndarray  # (T, h, w) float32 from 0 to 1, the most of each word
+    shares: np.ndarray  # (T,) float32
+    overall: np.ndarray  # (h, w) float32 from 0 to 1, of all words together
+    match: float  # probability that text and picture match
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,16 @@ Selection = list[np.ndarray]  # (N,) bool for each segment: the rows to search a
 
 @dataclass(frozen=True)
 class Hit:
-    """One found picture. `rank` counts from 1; `score` is the inner product of unit-norm embeddings."""
+    """One found picture. `rank` counts from 1; `score` is the inner product of unit-norm embeddings.
+
+    `match`: probability that query and picture match, where the matching head has judged them (`Searcher`).
+    """
 
     rank: int
     score: float
     id: int
     entry: Entry
+    match: float | None = None
 
 
 @dataclass(frozen=True)
