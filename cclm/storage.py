@@ -66,7 +66,8 @@ def _matches(name: str, kind: str) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names of its files survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -93,7 +94,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
             yield temporary
             _sync_file(temporary)
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -110,13 +111,15 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     try:
         with _told_where_full(path):
             yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
+            for file in (temporary, *temporary.rglob("*")):
+                if file.is_dir():
+                    sync_folder(file)
+                elif file.is_file():
                     _sync_file(file)
             if path.exists():
                 os.replace(path, retired)
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         if retired.exists() and not path.exists():  # stopped between the two renames
             os.replace(retired, path)

@@ -5,9 +5,11 @@ Shapes: Q queries, E embedding, k hits per query, N rows of a segment.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
-import uuid
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +17,18 @@ from typing import Self
 
 import numpy as np
 
-from cclm.retrieval.manifest import (
-    MANIFEST_FILE,
-    REBUILD,
-    SEGMENTS,
-    IndexManifest,
-    ModelSource,
-    check_model,
-)
-from cclm.retrieval.metadata import Entry, Rows
+from cclm.retrieval.filters import Condition
+from cclm.retrieval.manifest import MANIFEST_FILE, REBUILD, SEGMENTS, IndexManifest, ModelSource, Segment, check_model
+from cclm.retrieval.metadata import Entry, Rows, check_keys
 from cclm.retrieval.segment import OpenSegment, unit, write_segment
+from cclm.retrieval.versions import commit, new_segment, read_live, writing
 from cclm.storage import check_replaceable
 
 logger = logging.getLogger(__name__)
 
 FILES = (MANIFEST_FILE, f"{SEGMENTS}/*/*", "embeddings/*", "embeddings/*/*", ".*")
+
+_KEPT_SELECTIONS = 16
 
 Selection = list[np.ndarray]  # (N,) bool for each segment: the rows to search among
 
@@ -61,27 +60,39 @@ def build_index(
 ) -> IndexManifest:
     """Write an index folder; a former one stands until this is complete.
 
-    Errors: ValueError for no rows, NaN or infinity, changing widths, or a folder that holds something else.
+    Errors: ValueError for no rows, NaN or infinity, changing widths, a key that is there twice, a folder that holds
+    something else, or that another process is changing.
     """
     import faiss
 
     output = Path(output)
     check_replaceable(output, FILES)
-    name = f"000001-{uuid.uuid4().hex[:8]}"
-    segment = write_segment(parts, output / SEGMENTS / name)
-    manifest = IndexManifest(
-        dim=parts[0].vectors.shape[1],
-        model_path=os.path.relpath(Path(model.path).resolve(), output.resolve()),
-        model_sha256=model.sha256,
-        created_by=f"faiss {faiss.__version__}",
-        segments=[segment],
-        next_id=segment.rows,
-        roots=[os.path.relpath(root.resolve(), output.resolve()) for root in roots],
-        data=data,
-    )
-    manifest.write(output)
+    check_keys(parts)
+    with writing(output):
+        former = _former(output)
+        version, first_id = (former.version + 1, former.next_id) if former else (1, 0)
+        segment = write_segment(parts, new_segment(output, version), first_id)
+        manifest = IndexManifest(
+            dim=parts[0].vectors.shape[1],
+            model_path=os.path.relpath(Path(model.path).resolve(), output.resolve()),
+            model_sha256=model.sha256,
+            created_by=f"faiss {faiss.__version__}",
+            segments=[segment],
+            version=version,
+            next_id=first_id + segment.rows,
+            roots=[os.path.relpath(root.resolve(), output.resolve()) for root in roots],
+            data=data,
+        )
+        commit(output, manifest, former)
     logger.info("index of %d rows (%s) written to %s", manifest.rows, segment.factory, output)
     return manifest
+
+
+def _former(folder: Path) -> IndexManifest | None:
+    try:
+        return IndexManifest.read(folder)
+    except (FileNotFoundError, ValueError):  # of one that cannot be read, a new build is the cure
+        return None
 
 
 class ImageIndex:
@@ -91,20 +102,30 @@ class ImageIndex:
         self.folder = folder
         self.manifest = manifest
         self.segments = segments
+        self._selections: OrderedDict[str, Selection] = OrderedDict()
+        self._selecting = threading.Lock()
 
     @classmethod
-    def open(cls, folder: Path | str) -> Self:
-        """Errors: FileNotFoundError where a part is missing, ValueError where parts do not belong together."""
+    def open(cls, folder: Path | str, former: Self | None = None) -> Self:
+        """The newest version. Segments that `former` has open are taken from it, with their deletions as of now.
+
+        Errors: FileNotFoundError where a part is missing, ValueError where parts do not belong together.
+        """
         folder = Path(folder)
-        manifest = IndexManifest.read(folder)
-        segments = [OpenSegment(folder / SEGMENTS / segment.name, segment) for segment in manifest.segments]
-        for segment in segments:
-            if segment.dim != manifest.dim:
-                raise ValueError(
-                    f"index {folder}: width is {manifest.dim}, but {segment.dim} in segment {segment.segment.name}; "
-                    f"{REBUILD}"
-                )
-        return cls(folder, manifest, segments)
+        opened = {segment.segment.name: segment for segment in (former.segments if former else ())}
+        while True:
+            manifest = IndexManifest.read(folder)
+            try:
+                for segment in manifest.segments:
+                    opened[segment.name] = _opened(folder, segment, manifest.dim, opened.get(segment.name))
+                return cls(folder, manifest, [opened[segment.name] for segment in manifest.segments])
+            except (FileNotFoundError, ValueError):  # perhaps of a file that a writer has removed meanwhile
+                if IndexManifest.read(folder) == manifest:
+                    raise
+
+    def newer(self) -> bool:
+        """Whether the folder holds another version by now; reads the manifest alone."""
+        return IndexManifest.read(self.folder) != self.manifest
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -145,7 +166,7 @@ class ImageIndex:
         """
         if k > len(self):
             logger.warning("index %s holds %d images; k %d is cut to that", self.folder, len(self), k)
-        nearest = self.nearest(queries, min(k, len(self)) if k > 0 else k, among)
+        nearest = self.nearest(queries, min(k, max(len(self), 1)), among)
         found = nearest.ids >= 0
         entries = iter(self.entries(nearest.ids[found]))
         return [
@@ -155,6 +176,33 @@ class ImageIndex:
             ]
             for scores, ids, real in zip(nearest.scores, nearest.ids, found, strict=True)
         ]
+
+    def select(self, where: str) -> Selection:
+        """The rows that are there and fulfil a condition such as `lang = 'de' and width > 500` (retrieval/filters.py).
+
+        Errors: ValueError, one line, for anything else.
+        """
+        with self._selecting:
+            if where not in self._selections:
+                condition = Condition.parse(where)
+                self._selections[where] = [
+                    _alive(segment, condition.rows(segment.metadata)) for segment in self.segments
+                ]
+            self._selections.move_to_end(where)
+            if len(self._selections) > _KEPT_SELECTIONS:
+                self._selections.popitem(last=False)
+            return self._selections[where]
+
+    def ids_of(self, keys: Sequence[str]) -> np.ndarray:
+        """The id (K,) int64 of each key, -1 where none is there."""
+        found = np.full(len(keys), -1)
+        for segment in self.segments:
+            rows = segment.metadata.rows_of(keys)
+            own = rows >= 0
+            if segment.live is not None:
+                own &= segment.live[rows]
+            found[own] = segment.metadata.ids[rows[own]]
+        return found
 
     def entries(self, ids: np.ndarray) -> list[Entry]:
         """The entries of these ids, in this order. Errors: KeyError for one that is not there, or deleted."""
@@ -185,3 +233,21 @@ class ImageIndex:
         if missing.any():
             raise KeyError(int(ids[missing][0]))
         return located
+
+
+def _opened(folder: Path, segment: Segment, dim: int, former: OpenSegment | None) -> OpenSegment:
+    """A segment, its files as they are in `former`, all but its deletions."""
+    live = read_live(folder, segment)
+    if former is None or former.segment.name != segment.name:
+        opened = OpenSegment(folder / SEGMENTS / segment.name, segment)
+    else:
+        opened = copy.copy(former)
+        opened.segment = segment
+    opened.live = live
+    if opened.dim != dim:
+        raise ValueError(f"index {folder}: width is {dim}, but {opened.dim} in segment {segment.name}; {REBUILD}")
+    return opened
+
+
+def _alive(segment: OpenSegment, rows: np.ndarray) -> np.ndarray:
+    return rows if segment.live is None else rows & segment.live

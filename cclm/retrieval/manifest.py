@@ -1,7 +1,7 @@
 """The state of an index folder, in one file: which segments make it up, and the model that it is bound to.
 
 manifest.json                   this version of the index; the rename that puts it there is what makes a change
-segments/NAME/image.index       FAISS index of the embeddings; never changed once written
+segments/NAME/image.index       FAISS index of the embeddings; like the next two it never changes once written
 segments/NAME/metadata.parquet  id, key, captions, place, size, date of each row
 segments/NAME/vectors.npy       (N, E) float16, where image.index does not hold them exactly
 segments/NAME/deleted-V.npy     rows that are deleted as of version V: one bit each, the lowest first
@@ -11,11 +11,14 @@ embeddings/                     of pictures that are being indexed; gone once th
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from cclm.errors import first_line
 from cclm.storage import pretrained_hash, whole_file
 
 SCHEMA_VERSION = 2
@@ -61,9 +64,9 @@ class Segment:
     factory: str  # FAISS factory string
     search: str  # FAISS search parameters, "" for none
     bytes_per_vector: float  # of image.index
-    files: dict[str, str]  # name -> SHA-256
+    files: dict[str, str]  # name -> SHA-256; all that the segment consists of
     deleted: int = 0  # rows
-    deletions: str = ""  # the file that tells which, "" for none
+    deletions: str = ""  # which of the files tells the deleted rows, "" for none
     measured: Measured | None = None
 
 
@@ -108,18 +111,28 @@ class IndexManifest:
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             version = stored.get("schema_version")
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-            raise ValueError(f"{path} is not readable as JSON ({error}); {REBUILD}") from error
+        except (ValueError, RecursionError, AttributeError) as error:
+            raise ValueError(f"{path} is not readable as JSON ({first_line(error)}); {REBUILD}") from error
         if version != SCHEMA_VERSION:
             raise ValueError(f"{path} has schema_version {version}, this cclm reads {SCHEMA_VERSION}; {REBUILD}")
-        known = {f.name for f in fields(cls)}
-        if known != set(stored):
-            raise ValueError(f"{path}: fields missing or unknown: {', '.join(sorted(known ^ set(stored)))}; {REBUILD}")
         try:
-            segments = [_segment(given) for given in stored["segments"]]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: segments are not as they were written ({error}); {REBUILD}") from error
-        return cls(**(stored | {"segments": segments}))
+            checked = _checked(cls, stored)
+            manifest = cls(**(checked | {"segments": [_segment(given) for given in checked["segments"]]}))
+            manifest._check()
+        except ValueError as error:
+            raise ValueError(f"{path} is not as it was written: {error}; {REBUILD}") from error
+        return manifest
+
+    def _check(self) -> None:
+        names = [segment.name for segment in self.segments]
+        rows = sum(segment.rows for segment in self.segments)
+        told = (self.dtype, self.metric, self.normalised)
+        if told != ("float32", "inner_product", True):
+            raise ValueError(f"it tells of {told}, this cclm knows float32, inner_product, normalised")
+        if not 0 < self.dim < 2**16 or not 0 < self.version < 2**53 or not rows <= self.next_id < 2**53:
+            raise ValueError(f"dim {self.dim}, version {self.version}, next_id {self.next_id} for {rows} rows")
+        if len(set(names)) < len(names):
+            raise ValueError("a segment is named twice")
 
     def model_folder(self, folder: Path) -> Path:
         """Where the model was when the index was built, seen from where the index is now."""
@@ -130,12 +143,48 @@ class IndexManifest:
         return [Path(os.path.normpath(folder.resolve() / root)) for root in self.roots]
 
 
-def _segment(given: dict[str, Any]) -> Segment:
-    measured = given["measured"]
-    segment = Segment(**(given | {"measured": measured and Measured(**measured)}))
-    if any(Path(name).name != name for name in (segment.name, *segment.files)):
-        raise ValueError("a name is a path")
+def _segment(given: Any) -> Segment:
+    if not isinstance(given, dict):
+        raise ValueError("a segment is no object")
+    measured = given.get("measured")
+    if measured is not None:
+        given = given | {"measured": Measured(**_checked(Measured, measured))}
+    segment = Segment(**_checked(Segment, given))
+    for name in (segment.name, *segment.files):
+        if name in ("", ".", "..") or set(name) & set("/\\\0"):
+            raise ValueError(f"{name[:40]!r} is no plain name")
+    missing = {INDEX_FILE, METADATA_FILE, segment.deletions or INDEX_FILE} - set(segment.files)
+    if missing:
+        raise ValueError(f"segment {segment.name} lacks {', '.join(sorted(missing))}")
+    if segment.deleted > segment.rows or not segment.rows or bool(segment.deleted) != bool(segment.deletions):
+        raise ValueError(f"segment {segment.name} has {segment.deleted} of {segment.rows} rows deleted")
     return segment
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {  # by annotation
+    "str": lambda value: isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "int": lambda value: type(value) is int and 0 <= value < 2**63,
+    "float": lambda value: type(value) in (int, float) and math.isfinite(value) and value >= 0,
+    "list[str]": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+    "dict[str, str]": lambda value: isinstance(value, dict) and all(isinstance(item, str) for item in value.values()),
+    "dict[str, Any]": lambda value: isinstance(value, dict),
+    "list[Segment]": lambda value: isinstance(value, list),  # each is checked by itself
+    "Measured | None": lambda value: value is None or isinstance(value, Measured),
+}
+
+
+def _checked(kind: type, given: Any) -> dict[str, Any]:
+    """The fields of this dataclass, each of its type. Errors: ValueError that names those that are not."""
+    if not isinstance(given, dict):
+        raise ValueError(f"{kind.__name__.lower()} is no object")
+    annotations = {f.name: str(f.type) for f in fields(kind)}
+    if set(annotations) != set(given):
+        raise ValueError(f"fields missing or unknown: {', '.join(sorted(set(annotations) ^ set(given)))}")
+    for name, annotation in annotations.items():
+        if not _KINDS[annotation](given[name]):
+            raise ValueError(f"{name} is {str(given[name])[:40]!r}, expected {annotation}")
+    return given
 
 
 def check_model(folder: Path, manifest: IndexManifest, model: Path | str | None = None) -> Path:

@@ -5,7 +5,9 @@ N rows, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +15,10 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from cclm.errors import first_line
 
 ENTRY_SCHEMA = pa.schema(
     [
@@ -30,6 +35,8 @@ ENTRY_SCHEMA = pa.schema(
     ]
 )
 SCHEMA = pa.schema([("id", pa.int64()), *ENTRY_SCHEMA])  # of metadata.parquet
+_GROUP_ROWS = 512  # are read together: few enough for a hit's row to come in half a millisecond
+_CACHED_GROUPS = 128
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,25 @@ class Rows:
         return cls(table_of(entries), vectors)
 
 
+def check_keys(parts: Sequence[Rows], cure: str = "give each picture a key of its own") -> pa.ChunkedArray:
+    """The key of every row. Errors: ValueError where one is missing, or there twice."""
+    keys = keys_of(parts)
+    counts = keys.value_counts()
+    twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if len(twice):
+        raise ValueError(f"{len(twice)} keys are there more than once (first: {twice[0].as_py()!r}); {cure}")
+    return keys
+
+
+def keys_of(parts: Sequence[Rows]) -> pa.ChunkedArray:
+    """The key of every row. Errors: ValueError where one is missing."""
+    keys = pa.chunked_array([chunk for rows in parts for chunk in rows.entries["key"].chunks], pa.string())
+    missing = keys.null_count + pc.sum(pc.equal(keys, "")).as_py() if len(keys) else 0
+    if missing:
+        raise ValueError(f"{missing} of {len(keys)} pictures have no key; give each one of its own")
+    return keys
+
+
 class MetadataWriter:
     """Writes `metadata.parquet` part by part, a new id in each row."""
 
@@ -92,23 +118,103 @@ class MetadataWriter:
             ids = pa.array(np.arange(self._next, self._next + len(entries)))
             entries = entries.add_column(0, "id", ids)
             self._next += len(entries)
-        self._writer.write_table(entries.select(SCHEMA.names).cast(SCHEMA))
+        self._writer.write_table(entries.select(SCHEMA.names).cast(SCHEMA), row_group_size=_GROUP_ROWS)
 
     def close(self) -> None:
         self._writer.close()
 
 
 class Metadata:
-    """The entries of a segment, looked up by row; they stay in Arrow's columns until asked for."""
+    """The entries of a segment, read from its file when they are asked for; only the ids are held, and a few groups of
+    rows that were read last. Threads may share it.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.table = pq.read_table(path, schema=SCHEMA)
-        self.ids: np.ndarray = self.table["id"].to_numpy()  # (N,) int64, ascending
+        """Errors: ValueError, one line, for a file that no `MetadataWriter` has written."""
+        self._path, self._reading = path, threading.Lock()
+        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
+        try:
+            self._file = pq.ParquetFile(path)
+            self._check_schema(self._file.schema_arrow)
+            self.ids: np.ndarray = self._read("id").to_numpy()  # (N,) int64, ascending
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is no readable Parquet file ({first_line(error)[:200]})") from error
+        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        self._starts = np.cumsum([0, *sizes])  # (groups + 1,) rows
+        if self.ids.dtype != np.int64 or len(self.ids) != self._starts[-1]:
+            raise ValueError(f"{path}: {self._starts[-1]} rows, but not as many ids")
+        if len(self.ids) and (self.ids[0] < 0 or (np.diff(self.ids) <= 0).any()):
+            raise ValueError(f"{path}: ids are negative, repeated or do not ascend")
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return len(self.ids)
 
     def entries(self, rows: Iterable[int]) -> list[Entry]:
         """The entries of these rows, in this order."""
-        found = self.table.take(pa.array(list(rows), pa.int64())).drop_columns(["id"]).to_pylist()
-        return [Entry(**(columns | {"captions": dict(columns["captions"])})) for columns in found]
+        wanted = np.fromiter(rows, np.int64)
+        groups = self._group_of(wanted)
+        found: dict[int, Entry] = {}
+        for group in np.unique(groups).tolist():
+            places = np.flatnonzero(groups == group)
+            table = self._group(group).take(pa.array(wanted[places] - self._starts[group]))
+            found |= zip(places.tolist(), map(_entry, table.to_pylist()), strict=True)
+        return [found[place] for place in range(len(wanted))]
+
+    def tables(self, columns: Sequence[str], rows: int = 65_536) -> Iterator[pa.Table]:
+        """These columns of all rows, in their order, some groups of them at a time."""
+        for first in range(0, len(self), rows):
+            yield self.table(first, min(first + rows, len(self)), columns)
+
+    def table(self, start: int, stop: int, columns: Sequence[str] = tuple(SCHEMA.names)) -> pa.Table:
+        """These columns of rows `start` up to `stop`."""
+        if start >= stop:
+            return pa.schema([SCHEMA.field(name) for name in columns]).empty_table()
+        first, last = self._group_of(np.array([start, stop - 1])).tolist()
+        with self._reading:
+            read = self._file.read_row_groups(list(range(first, last + 1)), list(columns))
+        return _as_schema(read.select(list(columns))).slice(start - self._starts[first], stop - start)
+
+    def rows_of(self, keys: Sequence[str] | pa.Array) -> np.ndarray:
+        """The row (K,) int64 of each key, -1 for none. Of several rows of a key it is the last."""
+        wanted = pa.array(keys, pa.string()).dictionary_encode()
+        places = pc.fill_null(pc.index_in(self.keys(), value_set=wanted.dictionary), -1).to_numpy()
+        rows = np.flatnonzero(places >= 0)
+        found = np.full(len(wanted.dictionary), -1)
+        found[places[rows]] = rows
+        return found[wanted.indices.to_numpy()]
+
+    def keys(self) -> pa.ChunkedArray:
+        """Of all rows, deleted ones too."""
+        return self._read("key")
+
+    def _check_schema(self, found: pa.Schema) -> None:
+        expected = dict(zip(SCHEMA.names, SCHEMA.types, strict=True)) | {"date": pa.timestamp("ms")}  # Parquet's least
+        stored = dict(zip(found.names, found.types, strict=True))
+        wrong = [name for name in {**expected, **stored} if expected.get(name) != stored.get(name)]
+        if wrong:
+            raise ValueError(f"{self._path}: columns missing, unknown or of another type: {', '.join(wrong)}")
+
+    def _read(self, column: str) -> pa.ChunkedArray:
+        with self._reading:  # a Parquet file is not for two threads at a time
+            return self._file.read([column])[column]
+
+    def _group_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+    def _group(self, group: int) -> pa.Table:
+        with self._reading:
+            if group not in self._groups:
+                self._groups[group] = _as_schema(self._file.read_row_group(group, use_threads=False))
+                if len(self._groups) > _CACHED_GROUPS:
+                    self._groups.popitem(last=False)
+            self._groups.move_to_end(group)
+            return self._groups[group]
+
+
+def _as_schema(table: pa.Table) -> pa.Table:
+    return table.cast(pa.schema([SCHEMA.field(name) for name in table.column_names]))
+
+
+def _entry(columns: dict) -> Entry:
+    del columns["id"]
+    return Entry(**(columns | {"captions": dict(columns["captions"] or ())}))
