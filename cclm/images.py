@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from datetime import datetime
 
 from PIL import Image
 
@@ -10,9 +11,10 @@ from cclm.errors import SampleError
 
 PIXELS = 64_000_000  # decoded cap; a PNG of a few kB can claim far more
 FORMATS = ("JPEG", "PNG", "WEBP")
+_EXIF, _TAKEN = 0x8769, 0x9003  # EXIF's own directory, and DateTimeOriginal in it
 
 
-def _open(data: bytes) -> Image.Image:
+def open_header(data: bytes) -> Image.Image:
     """A lazily opened image whose header has been checked. Errors: SampleError."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -27,7 +29,7 @@ def _open(data: bytes) -> Image.Image:
 
 def check_header(data: bytes) -> tuple[int, int]:
     """(width, height) by the header alone. Errors: SampleError."""
-    return _open(data).size
+    return open_header(data).size
 
 
 def open_image(data: bytes, size: int | None = None) -> Image.Image:
@@ -35,7 +37,11 @@ def open_image(data: bytes, size: int | None = None) -> Image.Image:
 
     The colour of transparent pixels is laid on white. Errors: SampleError.
     """
-    image = _open(data)
+    return decoded(open_header(data), size)
+
+
+def decoded(image: Image.Image, size: int | None = None) -> Image.Image:
+    """As `open_image`, of what `open_header` has opened."""
     if size is not None and image.format == "JPEG":
         image.draft("RGB", (size, size))
     return opaque(image)
@@ -54,3 +60,11 @@ def opaque(image: Image.Image) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:
         raise SampleError("image not readable") from error
+
+
+def taken_at(image: Image.Image) -> datetime | None:
+    """When a picture was taken, as its camera noted (EXIF DateTimeOriginal, no time zone); None where it did not."""
+    try:
+        return datetime.strptime(image.getexif().get_ifd(_EXIF)[_TAKEN].strip("\0 "), "%Y:%m:%d %H:%M:%S")
+    except Exception:  # none, or one that is no date, in any of the ways in which such data can be broken
+        return None

@@ -1,54 +1,195 @@
-"""Pictures to be embedded: a folder of image files, perhaps with captions beside them, or shards."""
+"""Pictures to be embedded: folders of image files, perhaps with captions beside them, and shards; in parts.
+
+A part is what is embedded together: one tar, or so many files of the folders in the order of their names.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+import glob
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
 
 from cclm.data.records import IMAGE_SUFFIXES, MEMBER_BYTES, TEXT_BYTES, parse_text
-from cclm.data.shards import MANIFEST, read_records
+from cclm.data.shards import MANIFEST, decode_sample, list_shards
+from cclm.data.tars import Sample, ShardFile, index_shard
 from cclm.errors import SampleError
 from cclm.types import Record
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Place:
+    """Where a picture's bytes are: `size` of them from `offset` on of the file `path`; None: all of the file."""
+
+    path: str  # from the source's root on, with forward slashes
+    offset: int | None
+    size: int
+    changed: datetime | None  # when the file was, local time; of a tar it says nothing of its pictures
 
 
-def read_pictures(source: str, skipped: Counter[str], language: str = "en") -> Iterator[Record]:
-    """Image records of a folder of image files (`read_folder`) or of shards (`read_records`).
+@dataclass(frozen=True)
+class Pictures:
+    """A source: its parts, in order, and the folder that their paths begin at."""
 
-    `language` is that of captions which name none. Errors: ValueError, FileNotFoundError for a source that is neither.
-    """
-    folder = Path(source)
-    if not folder.is_dir() or (folder / MANIFEST).exists() or any(folder.glob("*.tar")):
-        return read_records(source, language=language, skipped=skipped)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
-    if not files:
-        if any(folder.glob(f"*/{MANIFEST}")):
-            return read_records(source)  # says which splits there are
-        raise ValueError(f"no jpg, png or webp file and no .tar shard in {folder}; give a folder that holds some")
-    return _read_files(files, skipped, language)
+    root: Path
+    parts: list[SourcePart]
 
 
-def _read_files(files: list[Path], skipped: Counter[str], language: str) -> Iterator[Record]:
-    """The key is the path; the caption stands in a file of the same name that ends in .txt, where there is one."""
-    for path in files:
+@dataclass(frozen=True)
+class SourcePart:
+    """One tar or several image files, paths from `root` on with forward slashes."""
+
+    root: Path
+    files: tuple[str, ...]
+    is_shard: bool
+
+    def __str__(self) -> str:
+        return self.files[0] if self.is_shard else f"{self.files[0]} .. {self.files[-1]}"
+
+    def fingerprint(self) -> str:
+        """Changes with the name, size or time of any of its files, captions included. Errors: OSError."""
+        digest = hashlib.sha256()
+        for name in self.files:
+            path = self.root / name
+            for file in (path,) if self.is_shard else (path, path.with_suffix(".txt")):
+                try:
+                    found = file.stat()
+                    digest.update(f"{file.name}\0{name}\0{found.st_size}\0{found.st_mtime_ns}\0".encode(*_NAME))
+                except FileNotFoundError:  # a caption that is not there, or a picture that is gone since
+                    digest.update(f"{file.name}\0{name}\0-\0".encode(*_NAME))
+        return digest.hexdigest()
+
+    def pictures(self) -> Iterator[LocatedPicture]:
+        """Its pictures, unread. Errors: SampleError last, where a tar is damaged: what came before stands."""
+        if not self.is_shard:
+            yield from (FilePicture(self.root, name) for name in self.files)
+            return
+        index, keys = index_shard(ShardFile(str(self.root / self.files[0]))), set()
+        for sample in index.samples:
+            if sample.key in keys and sample.bad is None:
+                sample.bad = "another picture of the shard has this key"
+            keys.add(sample.key)
+            yield ShardPicture(self.files[0], sample)
+        if index.damage:
+            raise SampleError(index.damage if index.damage in _DAMAGES else "shard damaged")
+
+
+_NAME = ("utf-8", "surrogateescape")
+_DAMAGES = ("shard truncated",)  # what may be counted: other damages name a byte
+
+
+@dataclass(frozen=True)
+class FilePicture:
+    """An image file; its caption stands in a file of the same name that ends in .txt, where there is one."""
+
+    root: Path
+    name: str
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+    def read(self, language: str) -> tuple[Record, Place]:
+        """`language` is that of captions which name none. Errors: SampleError."""
         try:
-            image, text = _read(path, MEMBER_BYTES), path.with_suffix(".txt")
-            caption = parse_text(_read(text, TEXT_BYTES)) if text.is_file() else ""
-        except SampleError as error:
-            if error.reason not in skipped:
-                log.warning("left out %s: %s; others like it are only counted", path, error.reason)
-            skipped[error.reason] += 1
-        else:
-            yield Record(str(path), image, {language: [caption]} if caption else {})
+            self.name.encode()
+        except UnicodeEncodeError:
+            raise SampleError("file name is no Unicode") from None
+        path = self.root / self.name
+        image, changed = _read(path, MEMBER_BYTES)
+        text = path.with_suffix(".txt")
+        caption = parse_text(_read(text, TEXT_BYTES)[0]) if text.is_file() else ""
+        record = Record(self.name, image, {language: [caption]} if caption else {})
+        return record, Place(self.name, None, len(image), datetime.fromtimestamp(int(changed)))
 
 
-def _read(path: Path, limit: int) -> bytes:
+@dataclass(frozen=True)
+class ShardPicture:
+    """A sample of a tar, which may go without a caption."""
+
+    path: str
+    sample: Sample
+
+    @property
+    def key(self) -> str:
+        return self.sample.key
+
+    def read(self, language: str) -> tuple[Record, Place]:
+        """As FilePicture.read: the first picture of a sample counts. Errors: SampleError."""
+        if self.sample.bad is None and self.sample.image is None:
+            raise SampleError("sample without a picture")
+        (record,) = decode_sample(self.sample, language, bare=True)
+        slot = self.sample.images[0]
+        return record, Place(self.path, slot.offset, slot.size, None)
+
+
+LocatedPicture = FilePicture | ShardPicture
+
+
+def find_pictures(source: str | list[str], per_part: int = 1000) -> Pictures:
+    """The parts of folders of image files (searched through and through), shards, tars, patterns, or a list of these.
+
+    A folder that holds shards is one of shards. Errors: ValueError, FileNotFoundError for what is neither.
+    """
+    if per_part < 1:
+        raise ValueError(f"pictures_per_part is {per_part}; give 1 or more")
+    items = source if isinstance(source, list) else [source]
+    files: set[str] = set()
+    shards: dict[str, None] = {}
+    roots = []
+    for item in items:
+        root, found, tars = _find(str(item))
+        roots.append(root)
+        files.update(found)
+        shards.update(dict.fromkeys(tars))
+    if not items:
+        raise ValueError("source is an empty list; give a folder of pictures or shards")
+    root = os.path.commonpath(roots)
+
+    def named(paths: Iterable[str]) -> list[str]:
+        return [PurePosixPath(os.path.relpath(path, root)).as_posix() for path in paths]
+
+    parts = [SourcePart(Path(root), (name,), True) for name in named(shards)]
+    names = sorted(named(files))
+    for start in range(0, len(names), per_part):
+        parts.append(SourcePart(Path(root), tuple(names[start : start + per_part]), False))
+    return Pictures(Path(root), parts)
+
+
+def _find(item: str) -> tuple[str, list[str], list[str]]:
+    """Root, image files and tars of one source, absolute paths."""
+    folder = os.path.abspath(item)
+    there = os.path.isdir(folder)
+    if there and not os.path.exists(os.path.join(folder, MANIFEST)) and not glob.glob("*.tar", root_dir=folder):
+        if files := _walk(folder):
+            return folder, files, []
+        if not glob.glob(f"*/{MANIFEST}", root_dir=folder):
+            raise ValueError(f"no jpg, png or webp file and no .tar shard in {item}; give a folder that holds some")
+    paths = [os.path.abspath(path) for path in list_shards(item)]  # says which splits there are, where there are some
+    files = [path for path in paths if _is_picture(path)]
+    root = folder if there else os.path.commonpath([os.path.dirname(path) for path in paths])
+    return root, files, [path for path in paths if not _is_picture(path)]
+
+
+def _walk(folder: str) -> list[str]:
+    return [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names if _is_picture(name)]
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower().lstrip(".") in IMAGE_SUFFIXES
+
+
+def _read(path: Path, limit: int) -> tuple[bytes, float]:
     try:
-        if path.stat().st_size > limit:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait forever
+            raise SampleError("no regular file")
+        if found.st_size > limit:
             raise SampleError(f"file over {limit} bytes")
-        return path.read_bytes()
+        return path.read_bytes(), found.st_mtime
     except OSError as error:
         raise SampleError("file not readable") from error

@@ -156,9 +156,16 @@ def _size(value: Any) -> tuple[int, int]:
 
 
 def decode_image_record(
-    key: str, image: bytes, texts: Mapping[str, bytes], language: str = "en", others: tuple[bytes, ...] = ()
+    key: str,
+    image: bytes,
+    texts: Mapping[str, bytes],
+    language: str = "en",
+    others: tuple[bytes, ...] = (),
+    bare: bool = False,
 ) -> Record:
     """One image record. `texts`: suffix (json, txt) -> bytes; `language` is that of captions which name none.
+
+    `bare`: a record may have no text at all, as pictures to be searched need none.
 
     Errors: SampleError, e.g. `json without captions`.
     """
@@ -171,9 +178,10 @@ def decode_image_record(
         caption = fields.get("caption")
         if not isinstance(caption, str) or not caption.strip():
             caption = parse_text(texts["txt"]) if "txt" in texts else ""
-        if not caption.strip():
+        if not caption.strip() and not bare:
             raise SampleError("json without captions" if "json" in texts else "image without captions")
-        return Record(key, image, {language: [caption]}, others=others)  # a foreign json: no other field of it is ours
+        captions = {language: [caption]} if caption.strip() else {}
+        return Record(key, image, captions, others=others)  # a foreign json: no other field of it is ours
     size = _size(fields["size"]) if "size" in fields else None
     if regions and size is None:
         raise SampleError("regions without the image's size")

@@ -238,14 +238,14 @@ def check_languages(source: str, languages: Collection[str] | None) -> None:
             raise ValueError(f"no texts in language {', '.join(missing)} in {source}; present: {', '.join(there)}")
 
 
-def decode_sample(sample: Sample, language: str = "en") -> list[Record]:
-    """The records of a sample, images included. Errors: SampleError."""
+def decode_sample(sample: Sample, language: str = "en", bare: bool = False) -> list[Record]:
+    """The records of a sample, images included. `bare`: images need no text. Errors: SampleError."""
     if sample.bad is not None:
         raise SampleError(sample.bad)
     texts = {suffix: slot.read() for suffix, slot in sample.texts.items()}
     if sample.images:
         first, *others = (slot.read() for slot in sample.images)
-        return [codec.decode_image_record(sample.key, first, texts, language, tuple(others))]
+        return [codec.decode_image_record(sample.key, first, texts, language, tuple(others), bare)]
     if "json" not in texts:
         raise SampleError("neither image nor json")
     return codec.decode_text_records(sample.key, texts["json"])

@@ -1,97 +1,161 @@
-"""Records -> rows of embeddings, a picture and a caption in each.
+"""Parts of a source -> rows of embeddings, a picture and a caption in each.
 
-Shapes: N rows, E embedding.
+Shapes: N rows, E embedding, S image size.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
-from PIL import Image
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
 
+from cclm.data.folder import LocatedPicture, Place, SourcePart
 from cclm.errors import SampleError
-from cclm.evaluation.encoding import Decode, texts_of
-from cclm.models.encoding import EncodingOptions, Processor, encode_texts, image_batches
-from cclm.retrieval.embeddings import EmbeddedRows
-from cclm.types import Encoder, Record, View
+from cclm.evaluation.encoding import texts_of
+from cclm.images import decoded, open_header, taken_at
+from cclm.models.encoding import EncodingOptions, encode_texts, image_batches
+from cclm.models.model import CCLMModel
+from cclm.models.processor import CCLMProcessor
+from cclm.retrieval.embeddings import METADATA_SCHEMA
+from cclm.retrieval.engines import ahead
+from cclm.retrieval.parts import EmbeddedRows
+from cclm.types import View
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """`languages`: whose captions to take, None for all. `text`: embed captions too, each in a row of its own."""
+    """What decides the rows, beside model and source.
+
+    `languages`: whose captions to take, None for all. `caption_language`: of captions that do not name theirs.
+    `text`: embed captions too, each in a row of its own.
+    """
 
     languages: tuple[str, ...] | None = None
+    caption_language: str = "en"
     text: bool = False
+    dtype: str = "float16"
     encoding: EncodingOptions = field(default_factory=EncodingOptions)
 
 
 @dataclass(frozen=True)
 class _Picture:
-    path: str
-    image: Image.Image
-    captions: list[tuple[str | None, str | None]]  # (language, text), one for each row
+    """One that has been read: all but its bytes."""
+
+    key: str
+    place: Place
+    captions: dict[str, list[str]]
+    rows: list[tuple[str | None, str | None]]  # (language, caption) of each of its rows
+    size: tuple[int, int]  # width, height as stored
+    taken: datetime | None
+    sha256: str
+    pixels: Tensor  # (3, S, S)
 
 
-def embed_records(
-    model: Encoder,
-    processor: Processor,
-    records: Iterable[Record],
-    decode: Decode,
-    options: EmbedOptions,
-    skipped: Counter[str],
-) -> Iterator[EmbeddedRows]:
-    """Yield rows batch by batch: one for each picture, or with `text` one for each of its captions.
+class PartEmbedder:
+    """Embeds one part after the other; pictures are read and decoded by threads while the model is at work."""
 
-    Without `text` the row names the picture's first caption, where it has one. What is left out, as `decode` refuses it
-    or no caption is of the languages asked for, is counted in `skipped`; the first of a kind is logged.
-    Errors: ValueError for a record without a picture, and where nothing is left to embed.
-    """
+    def __init__(self, model: CCLMModel, processor: CCLMProcessor, options: EmbedOptions) -> None:
+        self._model = model
+        self._processor = processor
+        self._options = options
 
-    def views(pictures: tuple[_Picture, ...]) -> View:
-        pixels = processor.images([picture.image for picture in pictures])
-        return model.encode_image(pixels.to(next(model.parameters()).device))
+    def embed(self, part: SourcePart, skipped: Counter[str]) -> EmbeddedRows:
+        """A row for each picture, or with `text` for each of its captions; perhaps none.
 
-    pictures, found = _pictures(records, decode, options, skipped), False
-    for batch, view in image_batches(model, pictures, views, options.encoding):
-        rows = [row for row, picture in enumerate(batch) for _ in picture.captions]
-        languages, captions = zip(*(caption for picture in batch for caption in picture.captions), strict=True)
-        texts = None
-        if options.text:
-            texts = encode_texts(model, processor, list(captions), options.encoding).embeddings.numpy()  # (N, E)
-        images = view.embedding.float().cpu().numpy()[rows]  # (N, E)
-        yield EmbeddedRows([batch[row].path for row in rows], captions, languages, images, texts)
-        found = True
-    if not found:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in skipped.most_common())
-        raise ValueError(f"nothing to embed; left out: {reasons or 'nothing, the source is empty'}")
+        Without `text` a row names the picture's first caption, where it has one. What is left out is counted in
+        `skipped`, the first of a kind is logged.
+        """
+        options, tables = self._options, [METADATA_SCHEMA.empty_table()]
+        width = self._model.config.embedding_size
+        images, texts = [np.empty((0, width), options.dtype)], [np.empty((0, width), options.dtype)]
+        pictures = self._pictures(part, skipped)
+        for batch, view in image_batches(self._model, pictures, self._views, options.encoding):
+            rows = [row for row, picture in enumerate(batch) for _ in picture.rows]
+            images.append(view.embedding.float().cpu().numpy()[rows].astype(options.dtype))  # (N, E)
+            tables.append(_table(part, batch))
+            if options.text:
+                captions = [str(caption) for picture in batch for _, caption in picture.rows]
+                found = encode_texts(self._model, self._processor, captions, options.encoding).embeddings
+                texts.append(found.numpy().astype(options.dtype))  # (N, E)
+        return EmbeddedRows(
+            pa.concat_tables(tables), np.concatenate(images), np.concatenate(texts) if options.text else None
+        )
 
+    def _views(self, pictures: tuple[_Picture, ...]) -> View:
+        pixels = torch.stack([picture.pixels for picture in pictures])  # (B, 3, S, S)
+        return self._model.encode_image(pixels.to(next(self._model.parameters()).device))
 
-def _pictures(
-    records: Iterable[Record], decode: Decode, options: EmbedOptions, skipped: Counter[str]
-) -> Iterator[_Picture]:
-    for record in records:
-        if record.image is None:
-            raise ValueError(f"record {record.key} has no image; give pictures, not parallel text")
+    def _pictures(self, part: SourcePart, skipped: Counter[str]) -> Iterator[_Picture]:
+        def left_out(what: str, reason: str) -> None:
+            if reason not in skipped:
+                logger.warning("left out %s: %s; others like it are only counted", what, reason)
+            skipped[reason] += 1
+
+        def located() -> Iterator[LocatedPicture]:
+            try:
+                yield from part.pictures()
+            except SampleError as error:
+                left_out(f"what follows in {part}", error.reason)
+
+        waiting = 2 * self._options.encoding.image_batch  # one batch is embedded, one made, one gathered
+        for found, picture in ahead(self._prepared, located(), waiting):
+            if isinstance(picture, SampleError):
+                left_out(f"{part} {found.key}" if part.is_shard else found.key, picture.reason)
+            else:
+                yield picture
+
+    def _prepared(self, found: LocatedPicture) -> tuple[LocatedPicture, _Picture | SampleError]:
+        """Read, checked, decoded and resized: no more than its pixels as the model takes them waits for its turn."""
         try:
-            captions = _captions(record, options)
-            if options.text and not captions:
-                raise SampleError(f"image without a text in {', '.join(options.languages or ()) or 'any language'}")
-            picture = _Picture(record.key, decode(record.image), captions or [(None, None)])
+            record, place = found.read(self._options.caption_language)
+            assert record.image is not None
+            captions = self._captions(texts_of(record))
+            rows = [(language, text) for language, texts in captions.items() for text in dict.fromkeys(texts)]
+            if self._options.text and not rows:
+                wanted = ", ".join(self._options.languages or ()) or "any language"
+                raise SampleError(f"image without a text in {wanted}")
+            image = open_header(record.image)
+            size, taken = image.size, taken_at(image)
+            (pixels,) = self._processor.images([decoded(image, self._processor.image_size)])
         except SampleError as error:
-            if error.reason not in skipped:
-                logger.warning("left out %s: %s; others like it are only counted", record.key, error.reason)
-            skipped[error.reason] += 1
-        else:
-            yield picture
+            return found, error
+        own: list[tuple[str | None, str | None]] = [*rows] if self._options.text else [*rows[:1]] or [(None, None)]
+        digest = hashlib.sha256(record.image).hexdigest()
+        return found, _Picture(record.key, place, captions, own, size, taken or place.changed, digest, pixels)
+
+    def _captions(self, texts: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Those of the chosen languages, in their order; English first where all are."""
+        languages = self._options.languages or sorted(texts, key=lambda language: language != "en")
+        return {language: texts[language] for language in languages if language in texts}
 
 
-def _captions(record: Record, options: EmbedOptions) -> list[tuple[str, str]]:
-    texts = texts_of(record)
-    languages = options.languages or sorted(texts, key=lambda language: language != "en")
-    found = [(language, text) for language in languages for text in dict.fromkeys(texts.get(language, ()))]
-    return found if options.text else found[:1]
+def _table(part: SourcePart, pictures: Iterable[_Picture]) -> pa.Table:
+    """Metadata of a batch, N rows; clip-retrieval opens what it finds at `image_path`, or knows a shard's key."""
+    rows: list[dict[str, Any]] = []
+    for picture in pictures:
+        known = {
+            "image_path": picture.key if part.is_shard else str(part.root / picture.place.path),
+            "key": picture.key,
+            "captions": list(picture.captions.items()),
+            "root": 0,
+            "path": picture.place.path,
+            "offset": picture.place.offset,
+            "size": picture.place.size,
+            "width": picture.size[0],
+            "height": picture.size[1],
+            "date": picture.taken,
+            "sha256": picture.sha256,
+        }
+        rows += [known | {"caption": caption, "language": language} for language, caption in picture.rows]
+    return pa.Table.from_pylist(rows, METADATA_SCHEMA)

@@ -1,0 +1,130 @@
+"""A source of pictures -> a folder of embeddings: what is to be done, by whom, and what there is when it is done."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from cclm.data.folder import Pictures, SourcePart, find_pictures
+from cclm.evaluation.embedding import EmbedOptions, PartEmbedder
+from cclm.models.model import CCLMModel
+from cclm.models.processor import CCLMProcessor
+from cclm.retrieval import parts
+from cclm.retrieval.embeddings import Embeddings, EmbeddingsManifest
+from cclm.retrieval.engines import EngineOptions, run
+from cclm.retrieval.manifest import ModelSource
+from cclm.retrieval.parts import PartTask, Receipt
+
+Task: TypeAlias = tuple[PartTask, SourcePart]
+Load: TypeAlias = Callable[[Path, str], tuple[CCLMModel, CCLMProcessor]]  # pretrained folder, device
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """What an engine's worker is made from, here or on another machine of the same file system."""
+
+    folder: Path  # absolute, as is the model's
+    model: Path
+    device: str
+    options: EmbedOptions
+    settings: dict[str, Any]  # what every part is bound to
+    load: Load  # found by its name where it is needed
+
+    def worker(self) -> Callable[[Task], Receipt]:
+        """Load the model. Errors: ValueError for one without projections."""
+        model, processor = self.load(self.model, self.device)
+        model.check_projections()
+        embedder = PartEmbedder(model, processor, self.options)
+
+        def embed(task: Task) -> Receipt:
+            skipped: Counter[str] = Counter()
+            rows = embedder.embed(task[1], skipped)
+            return parts.write_part(self.folder, task[0], rows, self.settings, skipped)
+
+        return embed
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Pictures of a source, to be embedded by a model into a folder."""
+
+    folder: Path
+    model: Path
+    source: str | list[str]
+    options: EmbedOptions
+    load: Load
+    device: str = "cpu"
+    pictures_per_part: int = 1000
+
+    def run(
+        self,
+        engine: EngineOptions,
+        told: Callable[[str], object],
+        shown: Callable[[Iterable[Receipt], int], Iterable[Receipt]],
+    ) -> Embeddings:
+        """Embed the parts that no former run has finished. `told` is given lines to be shown; `shown` watches so many
+        parts go by.
+
+        Errors: ValueError, one line, for a source, model or option that does not fit, a folder that was begun with
+        other ones, and where nothing is left to embed.
+        """
+        folder = parts.check_output(self.folder, self.options.dtype)
+        pictures = find_pictures(self.source, self.pictures_per_part)
+        model = ModelSource.of(self.model)
+        with parts.locked(folder):
+            tasks = _tasks(pictures)
+            planned = [task for task, _ in tasks]
+            settings = self._settings(model, pictures)
+            todo = parts.begin(folder, planned, settings)
+            if len(todo) < len(tasks):
+                told(f"{folder}: {len(tasks) - len(todo)} of {len(tasks)} parts are there already")
+            made = Embedder(folder.resolve(), self.model.resolve(), self.device, self.options, settings, self.load)
+            for _ in shown(run([tasks[place] for place in todo], made.worker, engine), len(todo)):
+                pass
+            totals = parts.count(folder, planned)
+            self._manifest(totals, model, settings).write(folder)
+        for reason, count in totals.skipped.items():
+            told(f"left out: {count} x {reason}")
+        return Embeddings.open(folder)
+
+    def _settings(self, model: ModelSource, pictures: Pictures) -> dict[str, Any]:
+        """What a part's content follows from, beside its files; in JSON's types."""
+        options = self.options
+        return {
+            "model": model.sha256,
+            "root": os.path.relpath(pictures.root, self.folder.resolve()),
+            "pictures_per_part": self.pictures_per_part,
+            "languages": None if options.languages is None else list(options.languages),
+            "caption_language": options.caption_language,
+            "text": options.text,
+            "dtype": options.dtype,
+            "precision": options.encoding.precision,
+            "max_tokens": options.encoding.max_tokens,
+        }
+
+    def _manifest(self, totals: parts.Totals, model: ModelSource, settings: dict[str, Any]) -> EmbeddingsManifest:
+        return EmbeddingsManifest(
+            model_path=os.path.relpath(self.model.resolve(), self.folder.resolve()),
+            model_sha256=model.sha256,
+            dim=totals.dim,
+            dtype=self.options.dtype,
+            rows=totals.rows,
+            pictures=totals.pictures,
+            parts=totals.parts,
+            root=settings["root"],
+            source=[str(item) for item in (self.source if isinstance(self.source, list) else [self.source])],
+            keys="shard/sample" if totals.keys_repeat else "sample",
+            skipped=totals.skipped,
+        )
+
+
+def _tasks(pictures: Pictures) -> Sequence[Task]:
+    width = len(str(len(pictures.parts) - 1))
+    return [
+        (PartTask(f"{place:0{width}d}", str(part), part.fingerprint()), part)
+        for place, part in enumerate(pictures.parts)
+    ]

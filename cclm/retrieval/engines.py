@@ -1,0 +1,136 @@
+"""Who does the tasks of a long job: this process, or the actors of a Ray cluster; and work done ahead by threads."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from cclm.errors import first_line
+
+logger = logging.getLogger(__name__)
+
+Task = TypeVar("Task")
+Done = TypeVar("Done")
+
+ENGINES = ("local", "ray")
+_BLOCKS = 1000  # what Ray Data schedules at once: so many blocks of tasks at the most
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """`name`: local or ray. The rest is of ray: the head's address ("": start one here), how many actors work at once
+    (0: as many as the cluster has room for when the job begins), and the CPUs and GPUs that each takes.
+    """
+
+    name: str = "local"
+    ray_address: str = ""
+    actors: int = 0
+    cpus_per_actor: int = 1
+    gpus_per_actor: int = 0
+
+    def __post_init__(self) -> None:
+        if self.name not in ENGINES:
+            raise ValueError(f"engine is {self.name!r}; choose {' or '.join(ENGINES)}")
+        if self.actors < 0 or self.cpus_per_actor < 1:
+            raise ValueError(
+                f"actors={self.actors}, cpus_per_actor={self.cpus_per_actor}; give 0 or more actors of 1 CPU or more"
+            )
+
+
+def run(tasks: Sequence[Task], make: Callable[[], Callable[[Task], Done]], engine: EngineOptions) -> Iterator[Done]:
+    """Yield what came of each task, in the order in which they end. `make` makes the worker that does them: once here,
+    once in each actor of a cluster, to which it and the tasks are sent, so they hold paths and settings, no models.
+
+    A task may be done twice, where a node of a cluster dies: its outcome must not depend on that.
+    Errors: those of the worker; ValueError where ray is not there or not to be reached.
+    """
+    if not tasks:
+        return
+    if engine.name == "ray":
+        yield from _run_on_ray(tasks, make, engine)
+        return
+    worker = make()
+    for task in tasks:
+        yield worker(task)
+
+
+def ahead(work: Callable[[Task], Done], items: Iterable[Task], most: int, threads: int = 2) -> Iterator[Done]:
+    """Yield work(item) for each item, in order, while threads do the next ones: at most `most` outcomes wait."""
+    waiting: deque[Future[Done]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= most:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _run_on_ray(
+    tasks: Sequence[Task], make: Callable[[], Callable[[Task], Done]], engine: EngineOptions
+) -> Iterator[Done]:
+    """Ray Data starts actors anew on the nodes that are left when one dies, and gives them what it had not finished."""
+    ray = _connected(engine)
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False  # the bar is ours
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised here
+        room = int(ray.cluster_resources().get("CPU", 1)) // engine.cpus_per_actor
+        actors = max(1, min(engine.actors or room, len(tasks)))
+        data = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=min(len(tasks), _BLOCKS))
+        done = data.map_batches(
+            _Actor,
+            fn_constructor_args=(make,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
+            num_cpus=engine.cpus_per_actor,
+            num_gpus=engine.gpus_per_actor or None,
+        )
+        for row in done.iter_rows():
+            yield row["done"]
+    except ray.exceptions.RayError as error:
+        raise ValueError(first_line(_cause(error))) from error
+    finally:
+        ray.shutdown()
+
+
+class _Actor:
+    """A worker in a process of the cluster: made once, given one task after the other."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+        self._worker = make()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        return {"done": [self._worker(task) for task in batch["task"]]}
+
+
+def _connected(engine: EngineOptions) -> Any:
+    """The module, connected. Errors: ValueError where it is not installed, or there is no cluster at the address."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise ValueError("--engine ray needs Ray: pip install 'cclm[ray]', on every node of the cluster") from None
+    own = {"include_dashboard": False} if not engine.ray_address else {}
+    try:
+        ray.init(engine.ray_address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster at {engine.ray_address or 'this machine'}: {first_line(error)}") from None
+    return ray
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a worker raised, out of what Ray has wrapped it in."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+    return error
