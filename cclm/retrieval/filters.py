@@ -35,7 +35,7 @@ COLUMNS = {  # what a condition may name, and what it is compared with
     "sha256": TEXT,
 }
 ALLOWED = "compare columns with values by = != < <= > >= like ilike in between, is null; join by and, or, not, ( )"
-MAX_LENGTH, MAX_DEPTH = 20_000, 24
+MAX_LENGTH, MAX_DEPTH, MAX_PARTS = 20_000, 24, 64
 _MANY = ("lang", "caption")  # values per picture: one of them that fits is enough
 _WORDS = "AND OR NOT LIKE ILIKE IN BETWEEN IS NULL".split()
 _SIGNS = "L_PAREN R_PAREN COMMA EQ NEQ GT GTE LT LTE DASH STRING NUMBER VAR IDENTIFIER".split()
@@ -81,6 +81,9 @@ def _refuse(what: str) -> NoReturn:
 
 def _check_tokens(tokens: Sequence) -> None:
     """Before the parser, which calls itself for each bracket, sees them."""
+    parts = sum(token.token_type.name in ("AND", "OR", "BETWEEN") for token in tokens)
+    if parts > MAX_PARTS:  # each is a pass over all rows
+        _refuse(f"more than {MAX_PARTS} parts joined by and, or")
     depth = signs = 0
     for token in tokens:
         kind = token.token_type.name

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import pyarrow as pa
 
 from cclm.retrieval.filters import Condition
 from cclm.retrieval.manifest import MANIFEST_FILE, REBUILD, SEGMENTS, IndexManifest, ModelSource, Segment, check_model
@@ -193,7 +194,7 @@ class ImageIndex:
                 self._selections.popitem(last=False)
             return self._selections[where]
 
-    def ids_of(self, keys: Sequence[str]) -> np.ndarray:
+    def ids_of(self, keys: Sequence[str] | pa.ChunkedArray) -> np.ndarray:
         """The id (K,) int64 of each key, -1 where none is there."""
         found = np.full(len(keys), -1)
         for segment in self.segments:

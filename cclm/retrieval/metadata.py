@@ -105,6 +105,11 @@ def keys_of(parts: Sequence[Rows]) -> pa.ChunkedArray:
     return keys
 
 
+def as_array(texts: Sequence[str] | pa.ChunkedArray) -> pa.Array:
+    """Texts in one piece."""
+    return texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else pa.array(texts, pa.string())
+
+
 class MetadataWriter:
     """Writes `metadata.parquet` part by part, a new id in each row."""
 
@@ -136,7 +141,7 @@ class Metadata:
         try:
             self._file = pq.ParquetFile(path)
             self._check_schema(self._file.schema_arrow)
-            self.ids: np.ndarray = self._read("id").to_numpy()  # (N,) int64, ascending
+            self.ids: np.ndarray = self.column("id").to_numpy()  # (N,) int64, ascending
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is no readable Parquet file ({first_line(error)[:200]})") from error
         sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
@@ -174,18 +179,19 @@ class Metadata:
             read = self._file.read_row_groups(list(range(first, last + 1)), list(columns))
         return _as_schema(read.select(list(columns))).slice(start - self._starts[first], stop - start)
 
-    def rows_of(self, keys: Sequence[str] | pa.Array) -> np.ndarray:
+    def rows_of(self, keys: Sequence[str] | pa.ChunkedArray) -> np.ndarray:
         """The row (K,) int64 of each key, -1 for none. Of several rows of a key it is the last."""
-        wanted = pa.array(keys, pa.string()).dictionary_encode()
-        places = pc.fill_null(pc.index_in(self.keys(), value_set=wanted.dictionary), -1).to_numpy()
+        wanted = as_array(keys).dictionary_encode()
+        places = pc.fill_null(pc.index_in(self.column("key"), value_set=wanted.dictionary), -1).to_numpy()
         rows = np.flatnonzero(places >= 0)
         found = np.full(len(wanted.dictionary), -1)
         found[places[rows]] = rows
         return found[wanted.indices.to_numpy()]
 
-    def keys(self) -> pa.ChunkedArray:
+    def column(self, name: str) -> pa.ChunkedArray:
         """Of all rows, deleted ones too."""
-        return self._read("key")
+        with self._reading:  # a Parquet file is not for two threads at a time
+            return self._file.read([name])[name]
 
     def _check_schema(self, found: pa.Schema) -> None:
         expected = dict(zip(SCHEMA.names, SCHEMA.types, strict=True)) | {"date": pa.timestamp("ms")}  # Parquet's least
@@ -193,10 +199,6 @@ class Metadata:
         wrong = [name for name in {**expected, **stored} if expected.get(name) != stored.get(name)]
         if wrong:
             raise ValueError(f"{self._path}: columns missing, unknown or of another type: {', '.join(wrong)}")
-
-    def _read(self, column: str) -> pa.ChunkedArray:
-        with self._reading:  # a Parquet file is not for two threads at a time
-            return self._file.read([column])[column]
 
     def _group_of(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._starts, rows, side="right") - 1
