@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cclm.verbs import convert, data, embed, evaluate, index, search
+from cclm.verbs import convert, data, embed, evaluate, index, search, serve
 from cclm.verbs.iglue import check as iglue_check
 from cclm.verbs.iglue import evaluate as iglue_evaluate
 from cclm.verbs.iglue import report as iglue_report
@@ -44,6 +44,7 @@ USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
   embed --model M --source S --output O    embeddings of pictures, and captions, as numpy and parquet files
   index build --model M --data D --output O
   search DIR QUERY [-k 10] [--json]        QUERY: text in any language, or an image file
+  serve DIR [--open] [--port 8000]         an index behind a page and JSON, on this machine alone by default
 """
 
 
@@ -189,4 +190,5 @@ VERBS = {
     "embed": Verb("Embeddings of pictures, and of captions, in clip-retrieval's layout.", embed.options, embed.run),
     "index build": Verb("Embed the images of shards and index them.", index.build_options, index.build),
     "search": Verb("Search an index with a text in any language or an image file.", search.options, search.run),
+    "serve": Verb("An index behind a page, JSON and clip-retrieval's routes.", serve.options, serve.run),
 }
