@@ -48,7 +48,7 @@ class SourcePart:
     is_shard: bool
 
     def __str__(self) -> str:
-        return self.files[0] if self.is_shard else f"{self.files[0]} .. {self.files[-1]}"
+        return printable(self.files[0] if self.is_shard else f"{self.files[0]} .. {self.files[-1]}")
 
     def fingerprint(self) -> str:
         """Changes with the name, size or time of any of its files, captions included. Errors: OSError."""
@@ -128,6 +128,11 @@ class ShardPicture:
 
 
 LocatedPicture = FilePicture | ShardPicture
+
+
+def printable(name: str) -> str:
+    """A file name as it may be shown and stored: bytes that are no Unicode as question marks."""
+    return name.encode(errors="replace").decode()
 
 
 def find_pictures(source: str | list[str], per_part: int = 1000) -> Pictures:

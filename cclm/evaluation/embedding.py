@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from cclm.data.folder import LocatedPicture, Place, SourcePart
+from cclm.data.folder import LocatedPicture, Place, SourcePart, printable
 from cclm.errors import SampleError
 from cclm.evaluation.encoding import texts_of
 from cclm.images import decoded, open_header, taken_at
@@ -99,7 +99,7 @@ class PartEmbedder:
     def _pictures(self, part: SourcePart, skipped: Counter[str]) -> Iterator[_Picture]:
         def left_out(what: str, reason: str) -> None:
             if reason not in skipped:
-                logger.warning("left out %s: %s; others like it are only counted", what, reason)
+                logger.warning("left out %s: %s; others like it are only counted", printable(what), reason)
             skipped[reason] += 1
 
         def located() -> Iterator[LocatedPicture]:

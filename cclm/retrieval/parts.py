@@ -126,6 +126,8 @@ def begin(folder: Path, planned: Sequence[PartTask], settings: dict[str, Any]) -
             _relabel(folder, path.stem, path.stem.lstrip("0").zfill(width))
     labels = {task.label for task in planned}
     todo = [place for place, task in enumerate(planned) if not _is_whole(folder, task)]
+    if changed := sum((folder / PARTS / f"{planned[place].label}.json").exists() for place in todo):
+        logger.warning("%s: %d part(s) are made again, their files have changed since", folder, changed)
     surplus = [path for kind in _KINDS for path in folder.glob(kind) if path.stem.rpartition("_")[2] not in labels]
     if todo or surplus:
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -163,10 +165,7 @@ def _is_whole(folder: Path, task: PartTask) -> bool:
     if receipt is None or receipt.fingerprint != task.fingerprint:
         return False
     files = part_files(folder, task.label, texts=TEXTS in receipt.files)
-    damaged = [file for kind, file in files.items() if not file.is_file() or file_hash(file) != receipt.files.get(kind)]
-    for file in damaged:
-        logger.warning("%s is damaged or missing: part %s is made again", file, task.label)
-    return not damaged
+    return all(file.is_file() and file_hash(file) == receipt.files.get(kind) for kind, file in files.items())
 
 
 def write_part(
