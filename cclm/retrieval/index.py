@@ -229,7 +229,8 @@ class ImageIndex:
             if segment.live is not None:
                 own &= segment.live[rows]
             places = np.flatnonzero(own)
-            located.append((segment, places, rows[places]))
+            if len(places):
+                located.append((segment, places, rows[places]))
             missing[places] = False
         if missing.any():
             raise KeyError(int(ids[missing][0]))
