@@ -19,8 +19,9 @@ from cclm.errors import SampleError, first_line
 from cclm.images import opaque, open_image
 from cclm.models.config import CCLMConfig
 from cclm.models.encoding import EncodingOptions, batches, encode_images, encode_texts, match_scores
+from cclm.models.explanation import explain
 from cclm.models.processor import CCLMProcessor, check_texts
-from cclm.types import View
+from cclm.types import Explanation, View
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -120,11 +121,7 @@ class Inference:
         Errors: ValueError as of `embed_images` and `embed_texts`, for lists of different length, and for a model
         without a match head.
         """
-        if "match" not in self.config.heads:
-            raise ValueError(
-                f"this model has no match head (its heads: {', '.join(self.config.heads) or 'none'}); compare "
-                "embed_images with embed_texts, or use a model trained with the matching objective"
-            )
+        self.check_match()
         processor, encoding = self._checked(processor), encoding or EncodingOptions()
         pictures, sentences = _pictures(images), _texts(texts, processor)
         if isinstance(images, Picture):
@@ -146,6 +143,27 @@ class Inference:
                 pairs = torch.arange(len(places)).unsqueeze(1).expand(-1, 2)  # (P, 2)
                 scores[places] = match_scores(self, seen, read, pairs, encoding).sigmoid()
         return scores.numpy()
+
+    def explain(self, image: Picture, text: str, processor: CCLMProcessor | None = None) -> Explanation:
+        """Where in the picture the model finds each word of the text: attention of the fusion, as far as it speaks for
+        a match (cclm/models/explanation.py). A model's view, and no proof that the word is there.
+
+        Errors: ValueError as of `score`, for a model of several images per text, and for a tokenizer that does not
+        tell where its tokens stand.
+        """
+        self.check_match()
+        self.check_images(1)
+        processor = self._checked(processor)
+        (sentence,), (placed,) = _texts([text], processor), _pictures([image])
+        return explain(self, processor, _opened(placed, processor.image_size), sentence)
+
+    def check_match(self) -> None:
+        """Errors: ValueError for a model that cannot judge pairs."""
+        if "match" not in self.config.heads:
+            raise ValueError(
+                f"this model has no match head (its heads: {', '.join(self.config.heads) or 'none'}); compare "
+                "embed_images with embed_texts, or use a model trained with the matching objective"
+            )
 
     def _checked(self, processor: CCLMProcessor | None) -> CCLMProcessor:
         if processor is None:
