@@ -1,13 +1,17 @@
-"""Where in a picture the model finds the words of a text: how a match depends on what the fusion attends to.
+"""Where in a picture the model finds the words of a text: how a match depends on how much each patch and word count.
 
-Shapes: L tokens, S states of the picture, H heads, T words, h rows and w columns of patches.
+Attention alone does not tell: a match also reads the mean of the patches, and on photos the heat of the attention falls
+beside what the text is of as often as on it (benchmarks/explanation.py). So a patch and a token each get a weight, by
+which all that reads them counts them; heat is what these weights do to the log-odds of a match.
+
+Shapes: L tokens, S patches, W the backbone's width, T words, h rows and w columns of patches.
 """
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -16,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cclm.types import Explanation, Memory, View
 
@@ -38,30 +43,20 @@ UNSPACED = {
 }
 _JOINER = "\N{ZERO WIDTH JOINER}"
 
-Heat = Callable[["CCLMModel", View, View], tuple[Tensor, float]]
-
 
 @dataclass(frozen=True)
-class WatchedMemory(Memory):
-    """A memory with a number, 0, added to the attention that each token pays to each state.
+class WeightedMemory(Memory):
+    """A memory of which some states count more than others."""
 
-    The derivative by such a number is the attention, times how much more than what the token reads otherwise that
-    state speaks for a match (the gradient of softmax): what Grad-CAM takes from cross-attention as ALBEF has it, but
-    for the centring. The fused kernels compute it; no probabilities need be kept.
-    """
-
-    biases: tuple[Tensor, ...]  # one (B, H, L, S) per fusion layer
+    weights: Tensor  # (B, 1 + S) log of how many times each state counts
 
     def contexts(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        return list(zip(self.keys, self.values, self.biases, strict=True))
+        added = self.weights[:, None, None, :]  # to the attention's logits: as if the state were there so many times
+        return [(keys, values, added) for keys, values in zip(self.keys, self.values, strict=True)]
 
     @classmethod
-    def of(cls, memory: Memory, length: int) -> WatchedMemory:
-        shapes = [(keys.shape[0], keys.shape[1], length, keys.shape[2]) for keys in memory.keys]
-        biases = tuple(
-            keys.new_zeros(shape, requires_grad=True) for keys, shape in zip(memory.keys, shapes, strict=True)
-        )
-        return cls(**{f.name: getattr(memory, f.name) for f in fields(memory)}, biases=biases)
+    def of(cls, memory: Memory, weights: Tensor) -> WeightedMemory:
+        return cls(**{f.name: getattr(memory, f.name) for f in fields(memory)}, weights=weights)
 
 
 def explain(model: CCLMModel, processor: CCLMProcessor, image: Image.Image, text: str) -> Explanation:
@@ -70,43 +65,63 @@ def explain(model: CCLMModel, processor: CCLMProcessor, image: Image.Image, text
     Parameters, gradients and mode of the model stay as they are. Errors: ValueError for a tokenizer that does not
     tell where its tokens stand, and for a backbone whose patches are no square.
     """
-    cleaned = processor.cleaned(text)
-    words = list(words_of(processor, cleaned))
+    words = list(words_of(processor, processor.cleaned(text)))
     with _undisturbed(model):
         with torch.no_grad():
             tokens = processor.texts([text]).to(model.device)
-            context = model.encode_image(processor.images([image]).to(model.device))
+            states = model.image_states(processor.images([image]).to(model.device))
             target = model.encode_text(tokens.input_ids, tokens.attention_mask)
-        heat, match = match_heat(model, context, target)
-    patches = heat[:, 1:].numpy()  # (L, h * w): the first state is the mean of the others, and has no place
-    side = math.isqrt(patches.shape[1])
-    if side * side != patches.shape[1]:
-        raise ValueError(f"the backbone makes {patches.shape[1]} patches of a picture, which is no square of them")
-    own = np.stack([patches[rows].sum(0) for _, rows in words])  # (T, h * w)
-    total = own.sum()
+        heat = match_heat(model, states, target, [rows for _, rows in words])
+    side = math.isqrt(heat.patches.shape[0])
+    if side * side != heat.patches.shape[0]:
+        raise ValueError(f"the backbone makes {heat.patches.shape[0]} patches of a picture, which is no square of them")
+    own = heat.words.sum(1)  # (T,)
     return Explanation(
         tokens=tuple(word for word, _ in words),
-        heat=_scaled(own).reshape(-1, side, side),
-        shares=own.sum(1) / total if total else np.zeros(len(own), np.float32),
-        overall=_scaled(patches.sum(0, keepdims=True)).reshape(side, side),
-        match=match,
+        heat=_scaled(heat.words).reshape(-1, side, side),
+        shares=own / (own.sum() or 1),
+        overall=_scaled(heat.patches).reshape(side, side),
+        match=heat.match,
     )
 
 
-def match_heat(model: CCLMModel, context: View, target: View) -> tuple[Tensor, float]:
-    """For one picture and one text: what each state of the picture, as each token reads it, adds to the log-odds of a
-    match, (L, S) float32 on the CPU; and the probability of a match.
+@dataclass(frozen=True)
+class MatchHeat:
+    """What speaks for a match of one picture and one text; none of it is negative."""
 
-    The positive part, mean over the heads, sum over the layers.
+    patches: np.ndarray  # (S,) float32: gain in log-odds as the patch counts more
+    words: np.ndarray  # (T, S) float32: by how much more the patch gains them as the word counts more
+    match: float  # probability
+
+
+def match_heat(model: CCLMModel, states: Tensor, target: View, words: Sequence[Sequence[int]]) -> MatchHeat:
+    """Heat of backbone states (1, 1 + S, W) and one text, whose words are these places among its L tokens.
+
+    A patch counts in the mean, which is the first state, and wherever the fusion attends to it; a token where the
+    fusion attends to it, and in the mean of all where the model pools so. All count once to begin with: heat is a first
+    derivative by the logarithm of that for patches, and a mixed second one for words.
     """
-    with torch.no_grad():
-        memory = model.project(context)
-    watched = WatchedMemory.of(memory, target.states.shape[1])
-    logits = model.match_logits(model.fuse(target, watched))[0]  # (2,)
-    odds = logits[1] - logits[0]
-    slopes = torch.autograd.grad(odds, watched.biases)  # of (1, H, L, S)
-    heat = sum(slope[0].float().clamp(min=0).mean(0) for slope in slopes)  # (L, S)
-    return heat.cpu(), float(odds.detach().float().sigmoid())
+    patches = states[:, 1:]  # (1, S, W)
+    weights = patches.new_zeros(1, patches.shape[1], requires_grad=True)
+    counts = torch.zeros_like(target.mask, dtype=target.states.dtype).requires_grad_()  # (1, L)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+        mean = weights.softmax(1).unsqueeze(1) @ patches  # (1, 1, W)
+        context = model.encode_image_states(torch.cat([mean, patches], dim=1))
+        memory = WeightedMemory.of(model.project(context), nn.functional.pad(weights, (1, 0)))
+        # As a mask, 1 + count is the token's weight in the mean; added to all logits of attention, the 1 is nothing.
+        mask = 1 + counts
+        pooled = model.text_embedding(target.states, mask)
+        logits = model.match_logits(model.fuse(View(target.states, mask, pooled), memory))[0].float()  # (2,)
+        odds = logits[1] - logits[0]
+        by_patch, by_token = torch.autograd.grad(odds, (weights, counts), create_graph=True)
+        by_word = [
+            torch.autograd.grad(by_token[0, list(rows)].sum(), weights, retain_graph=True)[0][0] for rows in words
+        ]
+    return MatchHeat(_positive(by_patch[0]), _positive(torch.stack(by_word)), float(odds.detach().sigmoid()))
+
+
+def _positive(slopes: Tensor) -> np.ndarray:
+    return slopes.detach().float().clamp(min=0).cpu().numpy()
 
 
 def words_of(processor: CCLMProcessor, text: str) -> Iterator[tuple[str, list[int]]]:

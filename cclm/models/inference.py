@@ -145,8 +145,8 @@ class Inference:
         return scores.numpy()
 
     def explain(self, image: Picture, text: str, processor: CCLMProcessor | None = None) -> Explanation:
-        """Where in the picture the model finds each word of the text: attention of the fusion, as far as it speaks for
-        a match (cclm/models/explanation.py). A model's view, and no proof that the word is there.
+        """Where in the picture the model finds each word of the text: patches that speak for a match, the more so the
+        more the word counts (cclm/models/explanation.py). A model's view, and no proof that the word is there.
 
         Errors: ValueError as of `score`, for a model of several images per text, and for a tokenizer that does not
         tell where its tokens stand.

@@ -135,7 +135,11 @@ class CCLMModel(Inference, PreTrainedModel):
         """Token ids (B, L) and their mask (B, L) -> view. Errors: ValueError where L exceeds the position table."""
         mask = attention_mask.bool()
         states = self.text_encoder(self.embeddings(input_ids), mask)  # (B, L, D)
-        return View(states, mask, self._embed(self.text_projection, self._pool(states, mask)))
+        return View(states, mask, self.text_embedding(states, mask))
+
+    def text_embedding(self, states: Tensor, mask: Tensor) -> Tensor:
+        """States (B, L, D) and their mask (B, L), or a weight for each -> (B, E)."""
+        return self._embed(self.text_projection, self._pool(states, mask))
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         if self.config.pooling == "first":
