@@ -98,8 +98,7 @@ class Phase:
 
 
 def note_phases(phase: Phase) -> None:
-    living.check_keys = phase.note("checking keys", living.check_keys)
-    living.keys_of = phase.note("checking keys", living.keys_of)
+    living.IndexWriter._outline = phase.note("checking keys", living.IndexWriter._outline)
     living.write_segment = phase.note("segment", living.write_segment)
     living.with_deletions = phase.note("deletions", living.with_deletions)
     IndexManifest.write = phase.note("manifest", IndexManifest.write)

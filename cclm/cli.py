@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cclm.verbs import convert, data, embed, evaluate, index, search, serve
+from cclm.verbs import convert, data, embed, evaluate, index, living, search, serve
 from cclm.verbs.iglue import check as iglue_check
 from cclm.verbs.iglue import evaluate as iglue_evaluate
 from cclm.verbs.iglue import report as iglue_report
@@ -43,7 +43,12 @@ USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
   convert SOURCE OUT                       a released checkpoint -> a pretrained folder, and back (--to-original)
   embed --model M --source S --output O    embeddings of pictures, and captions, as numpy and parquet files
   index build --model M --data D --output O
-  search DIR QUERY [-k 10] [--json]        QUERY: text in any language, or an image file
+  index add DIR --source S [--replace]     more pictures, embedded by the index's own model
+  index delete DIR --keys a,b | --where "lang = 'de' and width < 100"   [--dry-run]
+  index compact DIR                        all segments into one, without the deleted rows
+  index duplicates DIR [--threshold 0.96]  pictures that are there twice, or nearly
+  index show DIR [--verify] [--json]       version, segments, what is deleted, model, folders, size
+  search DIR QUERY [-k 10] [--json]        QUERY: 'beach -people' in any language, or an image file
   serve DIR [--open] [--port 8000]         an index behind a page and JSON, on this machine alone by default
 """
 
@@ -189,6 +194,11 @@ VERBS = {
     "convert": Verb("Released checkpoints to pretrained folders, and back.", convert.options, convert.run),
     "embed": Verb("Embeddings of pictures, and of captions, in clip-retrieval's layout.", embed.options, embed.run),
     "index build": Verb("Embed the images of shards and index them.", index.build_options, index.build),
-    "search": Verb("Search an index with a text in any language or an image file.", search.options, search.run),
+    "index add": Verb("Add pictures to an index, or replace them by key.", living.add_options, living.add),
+    "index delete": Verb("Delete pictures by key, or by a condition.", living.delete_options, living.delete),
+    "index compact": Verb("Index what is left in one segment.", living.compact_options, living.compact),
+    "index duplicates": Verb("Pictures that an index holds twice.", living.duplicates_options, living.duplicates),
+    "index show": Verb("What an index consists of.", living.show_options, living.show),
+    "search": Verb("Search an index with texts in any language, images, or both.", search.options, search.run),
     "serve": Verb("An index behind a page, JSON and clip-retrieval's routes.", serve.options, serve.run),
 }

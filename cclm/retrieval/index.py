@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from cclm.retrieval.filters import Condition
 from cclm.retrieval.manifest import MANIFEST_FILE, REBUILD, SEGMENTS, IndexManifest, ModelSource, Segment, check_model
-from cclm.retrieval.metadata import Entry, Rows, check_keys
+from cclm.retrieval.metadata import Entry, Outline, Rows
 from cclm.retrieval.segment import OpenSegment, unit, write_segment
 from cclm.retrieval.versions import commit, new_segment, read_live, writing
 from cclm.storage import check_replaceable
@@ -68,13 +68,14 @@ def build_index(
 
     output = Path(output)
     check_replaceable(output, FILES)
-    check_keys(parts)
+    outline = Outline.of(parts)
+    outline.check_unique()
     with writing(output):
         former = _former(output)
         version, first_id = (former.version + 1, former.next_id) if former else (1, 0)
         segment = write_segment(parts, new_segment(output, version), first_id)
         manifest = IndexManifest(
-            dim=parts[0].vectors.shape[1],
+            dim=min(outline.widths),
             model_path=os.path.relpath(Path(model.path).resolve(), output.resolve()),
             model_sha256=model.sha256,
             created_by=f"faiss {faiss.__version__}",

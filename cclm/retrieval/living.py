@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from cclm.retrieval.index import ImageIndex, Selection
 from cclm.retrieval.manifest import IndexManifest, ModelSource, Segment
-from cclm.retrieval.metadata import Rows, as_array, check_keys, keys_of
+from cclm.retrieval.metadata import Outline, Rows, as_array
 from cclm.retrieval.segment import OpenSegment, write_segment
 from cclm.retrieval.versions import commit, new_segment, with_deletions, writing
 
@@ -60,8 +60,9 @@ class IndexWriter:
         `roots`: the folders that `root` of the entries counts, those of the index if none is given. `model`: that the
         embeddings come from. Errors: ValueError for such keys, another model or width, and as of `build_index`.
         """
-        self._check_model(parts, model)
-        keys = check_keys(parts, "give each a key of its own, or have the last of each stand by --replace")
+        outline = self._outline(parts, model)
+        outline.check_unique("give each a key of its own, or have the last of each stand by --replace")
+        keys = outline.keys
         taken = keys.filter(pc.greater_equal(pa.array(self.index.ids_of(keys)), 0))
         if len(taken):
             raise ValueError(
@@ -76,8 +77,7 @@ class IndexWriter:
         """Add pictures; each takes the place of what has its key, in the same new version. Of several that are given
         with one key, the last stands. Errors: as of `append`, but for keys that are there.
         """
-        self._check_model(parts, model)
-        keys = keys_of(parts)
+        keys = self._outline(parts, model).keys
         former = [np.zeros(segment.segment.rows, bool) for segment in self.index.segments]
         for rows, segment in zip(former, self.index.segments, strict=True):
             found = segment.metadata.rows_of(keys)
@@ -91,21 +91,11 @@ class IndexWriter:
         """
         if (keys is None) == (where is None):
             raise ValueError("give either the keys or a condition of what is to be deleted")
-        chosen = self.index.select(where) if where is not None else self.with_keys(keys or ())
+        chosen = self.index.select(where) if where is not None else with_keys(self.index, keys or ())
         count = sum(int(rows.sum()) for rows in chosen)
         if count:
             self._change(chosen)
         return count
-
-    def with_keys(self, keys: Sequence[str]) -> Selection:
-        """The rows that have these keys. Errors: ValueError where one is not there."""
-        ids = self.index.ids_of(keys)
-        missing = np.flatnonzero(ids < 0)
-        if len(missing):
-            raise ValueError(
-                f"{len(missing)} of {len(keys)} keys are not in index {self.folder} (first: {keys[missing[0]]!r})"
-            )
-        return [np.isin(segment.metadata.ids, ids) for segment in self.index.segments]
 
     def compact(self) -> IndexManifest:
         """Index all that is there in one new segment, whose kind is chosen anew; ids stay, deleted rows go."""
@@ -118,18 +108,20 @@ class IndexWriter:
             segments = [write_segment(parts, new_segment(self.folder, manifest.version + 1))]
         return self._commit(segments)
 
-    def _check_model(self, parts: Sequence[Rows], model: ModelSource | None) -> None:
+    def _outline(self, parts: Sequence[Rows], model: ModelSource | None) -> Outline:
+        """Errors: ValueError for another model, or width, than the index has."""
         manifest = self.index.manifest
         if model is not None and model.sha256 != manifest.model_sha256:
             raise ValueError(
                 f"the embeddings are of model {model.path} (sha256 {model.sha256[:12]}), index {self.folder} is of "
                 f"{manifest.model_folder(self.folder)} ({manifest.model_sha256[:12]}); embed with that one"
             )
-        widths = {rows.vectors.shape[1] for rows in parts if rows.vectors.ndim == 2} - {manifest.dim}
-        if widths:
+        outline = Outline.of(parts)
+        if others := outline.widths - {manifest.dim}:
             raise ValueError(
-                f"the embeddings have width {min(widths)}, index {self.folder} has {manifest.dim}: not of one model"
+                f"the embeddings have width {min(others)}, index {self.folder} has {manifest.dim}: not of one model"
             )
+        return outline
 
     def _change(
         self,
@@ -166,6 +158,17 @@ class IndexWriter:
         self.index = ImageIndex.open(self.folder, self.index)
         logger.info("index %s: version %d, %d rows", self.folder, manifest.version, manifest.rows)
         return manifest
+
+
+def with_keys(index: ImageIndex, keys: Sequence[str]) -> Selection:
+    """The rows that have these keys. Errors: ValueError where one is not there."""
+    ids = index.ids_of(keys)
+    missing = np.flatnonzero(ids < 0)
+    if len(missing):
+        raise ValueError(
+            f"{len(missing)} of {len(keys)} keys are not in index {index.folder} (first: {keys[missing[0]]!r})"
+        )
+    return [np.isin(segment.metadata.ids, ids) for segment in index.segments]
 
 
 def _but_the_last(keys: pa.ChunkedArray) -> np.ndarray:

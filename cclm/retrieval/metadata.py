@@ -86,23 +86,33 @@ class Rows:
         return cls(table_of(entries), vectors)
 
 
-def check_keys(parts: Sequence[Rows], cure: str = "give each picture a key of its own") -> pa.ChunkedArray:
-    """The key of every row. Errors: ValueError where one is missing, or there twice."""
-    keys = keys_of(parts)
-    counts = keys.value_counts()
-    twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    if len(twice):
-        raise ValueError(f"{len(twice)} keys are there more than once (first: {twice[0].as_py()!r}); {cure}")
-    return keys
+@dataclass(frozen=True)
+class Outline:
+    """What is to be known of rows before they are indexed; made in one pass over them."""
 
+    keys: pa.ChunkedArray  # of all rows
+    widths: set[int]  # of their embeddings
 
-def keys_of(parts: Sequence[Rows]) -> pa.ChunkedArray:
-    """The key of every row. Errors: ValueError where one is missing."""
-    keys = pa.chunked_array([chunk for rows in parts for chunk in rows.entries["key"].chunks], pa.string())
-    missing = keys.null_count + pc.sum(pc.equal(keys, "")).as_py() if len(keys) else 0
-    if missing:
-        raise ValueError(f"{missing} of {len(keys)} pictures have no key; give each one of its own")
-    return keys
+    @classmethod
+    def of(cls, parts: Sequence[Rows]) -> Self:
+        """Errors: ValueError where a key is missing."""
+        chunks: list[pa.Array] = []
+        widths = set()
+        for rows in parts:
+            chunks += rows.entries["key"].chunks
+            widths |= {rows.vectors.shape[-1]} if len(rows) else set()
+        keys = pa.chunked_array(chunks, pa.string())
+        missing = keys.null_count + pc.sum(pc.equal(keys, "")).as_py() if len(keys) else 0
+        if missing:
+            raise ValueError(f"{missing} of {len(keys)} pictures have no key; give each one of its own")
+        return cls(keys, widths)
+
+    def check_unique(self, cure: str = "give each picture a key of its own") -> None:
+        """Errors: ValueError where a key is there twice."""
+        counts = self.keys.value_counts()
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+        if len(twice):
+            raise ValueError(f"{len(twice)} keys are there more than once (first: {twice[0].as_py()!r}); {cure}")
 
 
 def as_array(texts: Sequence[str] | pa.ChunkedArray) -> pa.Array:

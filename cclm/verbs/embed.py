@@ -20,12 +20,15 @@ def options(parser: ArgumentParser) -> None:
     add_source_options(parser)
 
 
-def add_source_options(parser: ArgumentParser) -> None:
-    """What `embed_into` is given: pictures, how they are read and embedded, and by whom."""
+def add_source_options(parser: ArgumentParser, required: bool = True) -> None:
+    """What `embed_into` is given: pictures, how they are read and embedded, and by whom.
+
+    `required`: whether there must be a source; without one, `given.source` is None.
+    """
     from cclm.models.encoding import EncodingOptions
 
     source = "a folder of pictures, shards, a tar, a pattern, or a list of these: '[photos, shards/*.tar]'"
-    parser.add_argument("--source", type=list[str] | str, required=True, help=source)
+    parser.add_argument("--source", type=list[str] | str | None, required=required, default=None, help=source)
     parser.add_argument("--languages", type=list[str] | str | None, default=None, help="de,fr; all by default")
     parser.add_argument("--caption_language", default="en", help="of captions that do not name theirs")
     parser.add_argument("--dtype", default="float16", help="float16, as clip-retrieval's, or float32")

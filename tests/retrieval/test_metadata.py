@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cclm.retrieval.metadata import SCHEMA, Entry, Metadata, MetadataWriter, check_keys, table_of
-from tests.retrieval.indexed import entry_of, names, rows_of
+from cclm.retrieval.metadata import SCHEMA, Entry, Metadata, MetadataWriter, Outline, table_of
+from tests.retrieval.indexed import DIM, entry_of, names, rows_of
 
 KEYS = names(0, 2000)
 
@@ -94,10 +94,12 @@ def test_threads_share_one_file(path: Path) -> None:
 
 
 def test_keys_are_checked_over_all_parts() -> None:
-    assert check_keys([rows_of(["a", "b"]), rows_of(["c"])]).to_pylist() == ["a", "b", "c"]
+    outline = Outline.of([rows_of(["a", "b"]), rows_of(["c"])])
+    outline.check_unique()
+    assert outline.keys.to_pylist() == ["a", "b", "c"] and outline.widths == {DIM}
     with pytest.raises(ValueError, match=r"2 keys are there more than once \(first: 'b'\)"):
-        check_keys([rows_of(["a", "b", "c"]), rows_of(["c", "b", "d"])])
-    assert len(check_keys([])) == 0
+        Outline.of([rows_of(["a", "b", "c"]), rows_of(["c", "b", "d"])]).check_unique()
+    assert len(Outline.of([]).keys) == 0
 
 
 def changed(path: Path, target: Path, change: str) -> Path:
