@@ -85,6 +85,7 @@ class Extraction:
             made = Embedder(folder.resolve(), self.model.resolve(), self.device, self.options, settings, self.load)
             for _ in shown(run([tasks[place] for place in todo], made.worker, engine), len(todo)):
                 pass
+            parts.remove_remains(folder)
             totals = parts.count(folder, planned)
             self._manifest(totals, model, settings).write(folder)
         for reason, count in totals.skipped.items():

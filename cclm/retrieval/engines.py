@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import sys
+import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from cclm.errors import first_line
 
@@ -79,6 +84,11 @@ def _run_on_ray(
     tasks: Sequence[Task], make: Callable[[], Callable[[Task], Done]], engine: EngineOptions
 ) -> Iterator[Done]:
     """Ray Data starts actors anew on the nodes that are left when one dies, and gives them what it had not finished."""
+    with redirect_stdout(_WithoutRay(sys.stdout)):
+        yield from _mapped(tasks, make, engine)
+
+
+def _mapped(tasks: Sequence[Task], make: Callable[[], Callable[[Task], Done]], engine: EngineOptions) -> Iterator[Done]:
     ray = _connected(engine)
     try:
         context = ray.data.DataContext.get_current()
@@ -103,6 +113,29 @@ def _run_on_ray(
         ray.shutdown()
 
 
+class _WithoutRay(io.TextIOBase):
+    """Standard output for all but Ray's own threads: these print the last log lines of a node that has died."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if not threading.current_thread().name.startswith("ray_"):
+            return self._stream.write(text)
+        if text.strip():
+            logger.info("ray: %s", text.strip())
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
 class _Actor:
     """A worker in a process of the cluster: made once, given one task after the other."""
 
@@ -116,6 +149,8 @@ class _Actor:
 def _connected(engine: EngineOptions) -> Any:
     """The module, connected. Errors: ValueError where it is not installed, or there is no cluster at the address."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that ends late starts no cluster of its own
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of what is not Python: it writes over our lines
     try:
         import ray
         import ray.data
@@ -123,10 +158,26 @@ def _connected(engine: EngineOptions) -> Any:
         raise ValueError("--engine ray needs Ray: pip install 'cclm[ray]', on every node of the cluster") from None
     own = {"include_dashboard": False} if not engine.ray_address else {}
     try:
-        ray.init(engine.ray_address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
+        with _logged_stderr():
+            ray.init(engine.ray_address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ValueError(f"no Ray cluster at {engine.ray_address or 'this machine'}: {first_line(error)}") from None
     return ray
+
+
+@contextmanager
+def _logged_stderr() -> Iterator[None]:
+    """What code that is not Python writes to standard error meanwhile, Ray's greeting, goes to our log."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as spool:
+        os.dup2(spool.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            spool.seek(0)
+            logger.info("ray: %s", spool.read().decode(errors="replace").strip())
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -27,19 +27,14 @@ from cclm.retrieval.embeddings import (
     TEXTS,
     part_files,
 )
-from cclm.storage import check_replaceable, file_hash, remove_remains, whole_file
+from cclm.storage import check_replaceable, file_hash, whole_file
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 _KINDS = (f"{IMAGES}/{IMAGES}_*.npy", f"{TEXTS}/{TEXTS}_*.npy", f"{METADATA}/{METADATA}_*.parquet", f"{PARTS}/*.json")
-FILES = (
-    *_KINDS,
-    MANIFEST,
-    LOCK,
-    *(f"{folder}/.*.partial" for folder in (IMAGES, TEXTS, METADATA, PARTS)),
-    ".*.partial",
-)
+_REMAINS = (*(f"{folder}/.*.partial" for folder in (IMAGES, TEXTS, METADATA, PARTS)), f".{MANIFEST}.*.partial")
+FILES = (*_KINDS, *_REMAINS, MANIFEST, LOCK)
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,6 @@ def begin(folder: Path, planned: Sequence[PartTask], settings: dict[str, Any]) -
     """
     for kind in (PARTS, IMAGES, METADATA):
         (folder / kind).mkdir(exist_ok=True)
-        remove_remains(folder / kind)
     receipts = {path: Receipt.read(path) for path in sorted((folder / PARTS).glob("*.json"))}
     for receipt in filter(None, receipts.values()):
         _check_settings(folder, receipt.settings, settings)
@@ -134,6 +128,13 @@ def begin(folder: Path, planned: Sequence[PartTask], settings: dict[str, Any]) -
     for path in [*surplus, *(folder / PARTS / f"{planned[place].label}.json" for place in todo)]:
         path.unlink(missing_ok=True)
     return todo
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove what killed writers have left half written; under the lock, whoever may write there is known."""
+    for kind in _REMAINS:
+        for path in folder.glob(kind):
+            path.unlink(missing_ok=True)
 
 
 def _check_settings(folder: Path, former: dict[str, Any], settings: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +47,18 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def load_together(folder: Path, device: str) -> tuple[CCLMModel, CCLMProcessor]:
+    """Load once two processes are at it, so that neither does all the work while the other one starts."""
+    there = folder.with_name("loading")
+    there.mkdir(exist_ok=True)
+    (there / str(os.getpid())).touch()
+    waited = time.monotonic()
+    while len(list(there.iterdir())) < 2:
+        assert time.monotonic() < waited + 120
+        time.sleep(0.05)
+    return load(folder, device)
+
+
 def everything(receipts: Iterable[Any], count: int) -> Iterable[Any]:
     return receipts
 
@@ -59,10 +73,10 @@ def embed(
     **changed: Any,
 ) -> Embeddings:
     """Embed in this process; `changed` are options. What a user would be told is added to `told`."""
-    per_part = changed.pop("pictures_per_part", 1000)
+    per_part, loading = changed.pop("pictures_per_part", 1000), changed.pop("loading", load)
     options = replace(EmbedOptions(dtype="float32", encoding=EncodingOptions(image_batch=8)), **changed)
     given = source if isinstance(source, list) else str(source)
-    extraction = Extraction(folder, model, given, options, load, pictures_per_part=per_part)
+    extraction = Extraction(folder, model, given, options, loading, pictures_per_part=per_part)
     return extraction.run(engine or EngineOptions(), [].append if told is None else told.append, shown)
 
 
