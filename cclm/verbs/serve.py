@@ -73,7 +73,7 @@ def run(given: Namespace) -> None:
         if given.open:
             webbrowser.open(address)
 
-    server.run(app.create_app(service), bound, started)
+    server.Server(app.create_app(service), started).run([bound])
 
 
 def _token(file: Path | None) -> str | None:

@@ -156,6 +156,7 @@ class Guard:
     def __init__(self, app: ASGIApp, limits: Limits, access: Access, metrics: Metrics) -> None:
         self._app, self._limits, self._access, self._metrics = app, limits, access, metrics
         self._rates, self._running = Rates(limits.requests_per_s), 0
+        metrics.running.set_function(lambda: self._running)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

@@ -196,7 +196,7 @@ class Page:
         self.policy = (
             f"default-src 'none'; script-src {_hashes(self.html, 'script')}; style-src {_hashes(self.html, 'style')}; "
             "img-src 'self' blob: data:; connect-src 'self'; form-action 'self'; base-uri 'none'; "
-            "frame-ancestors 'none'"
+            "frame-ancestors 'none'; require-trusted-types-for 'script'"
         )
 
 

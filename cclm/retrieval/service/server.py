@@ -13,8 +13,6 @@ from starlette.types import ASGIApp
 
 from cclm.errors import first_line
 
-logger = logging.getLogger(__name__)
-
 GRACE_SECONDS = 30  # for requests that are being answered when the service is told to end
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -31,13 +29,15 @@ def is_loopback(host: str) -> bool:
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound, not yet listening; port 0 takes any that is free. Errors: ValueError, one line."""
+    if not 0 <= port < 2**16:
+        raise ValueError(f"port is {port}; give one from 0 (any that is free) to {2**16 - 1}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
-        if getattr(error, "errno", None) == errno.EADDRINUSE:
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
             raise ValueError(f"port {port} of {host} is in use; give another by --port, or 0 for any") from None
         raise ValueError(f"cannot listen on port {port} of {host}: {first_line(error)}; give others") from None
     return bound
@@ -49,29 +49,31 @@ def address_of(bound: socket.socket, host: str) -> str:
     return f"http://{shown}:{bound.getsockname()[1]}/"
 
 
-def run(app: ASGIApp, bound: socket.socket, started: Callable[[], object]) -> None:
-    """Serve until SIGTERM or SIGINT; requests that are being answered then are answered.
+class Server(uvicorn.Server):
+    """Serves until SIGTERM, SIGINT or `should_exit`; requests that are being answered then are answered.
 
-    `started` is called once the service answers.
+    `on_start` is called once the service answers.
     """
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,  # its lines would hold what people ask for
-        server_header=False,
-        proxy_headers=False,  # anybody could write them
-        lifespan="on",
-        ws="none",
-        backlog=1024,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                started()
+    def __init__(self, app: ASGIApp, on_start: Callable[[], object]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,  # its lines would hold what people ask for
+                server_header=False,
+                proxy_headers=False,  # anybody could write them
+                lifespan="on",
+                ws="none",
+                backlog=1024,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+            )
+        )
+        logging.getLogger("uvicorn.access").disabled = True  # whoever turns logs on: see access_log
+        self._on_start = on_start
 
-    Server(config).run([bound])
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
