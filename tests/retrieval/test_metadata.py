@@ -39,10 +39,11 @@ def test_entries_come_back_in_the_order_asked_for(path: Path) -> None:
     assert metadata.ids.tolist() == list(range(1000, 3000)) and len(metadata) == 2000
 
 
-def test_few_groups_of_rows_are_read_and_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_groups_of_rows_are_read_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import cclm.retrieval.metadata as module
 
     monkeypatch.setattr(module, "_CACHED_GROUPS", 2)
+    monkeypatch.setattr(module, "_GROUP_ROWS", 600)
     real, read = pq.ParquetFile.read_row_group, []
 
     def noted(file: pq.ParquetFile, group: int, **options: object) -> pa.Table:
@@ -50,16 +51,17 @@ def test_few_groups_of_rows_are_read_and_kept(path: Path, monkeypatch: pytest.Mo
         return real(file, group, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
-    metadata = Metadata(path)  # rows are written 700 at a time: groups begin at 0, 512, 700, 1212, 1400 ..
-    metadata.entries([0, 1, 2, 511])
+    metadata = Metadata(written(tmp_path / "m", KEYS))
+    assert metadata._file.num_row_groups == 4  # though rows come 700 at a time
+    metadata.entries([0, 1, 2, 599])
     metadata.entries([3])
     assert read == [0]
     metadata.entries([750, 1500, 4])
-    assert read == [0, 2, 4]
-    metadata.entries([1501, 701])
-    assert read == [0, 2, 4]
+    assert read == [0, 1, 2]
+    metadata.entries([1201, 601])
+    assert read == [0, 1, 2]
     metadata.entries([5])
-    assert read == [0, 2, 4, 0]
+    assert read == [0, 1, 2, 0]
 
 
 def test_tables_cover_all_rows_in_order(path: Path) -> None:
