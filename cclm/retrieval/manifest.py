@@ -53,6 +53,7 @@ class Measured:
     queries: int
     latency_ms: float  # median of one query at a time
     queries_per_s: float  # of all of them at once
+    origin: str = "pictures, each without itself"  # of the queries; or texts
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,242 @@
+"""Which kind of index to build under a budget of memory, recall and latency: a ladder of plans, the next one smaller.
+
+The numbers that plans start from were measured on mixtures of clusters; what an index reaches is measured when it is
+built (retrieval/tuning.py).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cclm.errors import first_line
+
+if TYPE_CHECKING:
+    import faiss
+
+EXACT_BELOW = 100_000  # rows: up to here exact search is as fast as needed
+BLOCK_ROWS = 16_384  # that are held, and added, at a time
+PROCESS_BYTES = 150_000_000  # interpreter and libraries
+POINTS_PER_CENTROID = 39  # the least that FAISS trains a centroid from without complaint
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for suffix, base in (("", 1000), ("B", 1000), ("IB", 1024))
+}
+_LARGEST = 2**20  # number in a factory string: lists, say
+_WIDEST = 2**16
+_PARAMETERS = {"nprobe": _LARGEST, "efSearch": _WIDEST, "quantizer_efSearch": _WIDEST, "k_factor_rf": 1000, "qb": 8}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an index may cost and should reach. `factory` and `search` take the place of the choice and the tuning."""
+
+    max_memory: int = 0  # bytes, of the process that builds, at its peak, and of the index; 0: what is free
+    min_recall: float = 0.95  # of the 10 nearest, on average
+    max_latency: float = 0.0  # ms of one query alone, in the median; 0: any
+    factory: str = ""  # FAISS index factory string
+    search: str = ""  # FAISS search parameters: nprobe=16,k_factor_rf=4
+
+    def __post_init__(self) -> None:
+        """Errors: ValueError."""
+        if not 0 < self.min_recall <= 1:
+            raise ValueError(f"min_recall is {self.min_recall}; it is a share of 10 neighbours: give 0.95, say")
+        if self.max_latency < 0 or not math.isfinite(self.max_latency):
+            raise ValueError(f"max_latency is {self.max_latency}; give milliseconds, or 0 for any")
+        if self.max_memory < 0:
+            raise ValueError(f"max_memory is {self.max_memory}; give bytes, or 512MB, 2GB ..")
+        if self.search and not self.factory:
+            raise ValueError(f"search parameters {self.search!r} are of no chosen index; give --factory with them")
+        check_search(self.search)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that may be used."""
+        return self.max_memory or free_memory()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An index that would be built."""
+
+    factory: str
+    search: str  # parameters given by hand; "" where they are tuned, or there are none
+    bytes_per_vector: float  # of image.index
+    expected_recall: float  # of the 10 nearest, once tuned; nan where nothing is known
+    build_memory: int  # bytes at the peak
+
+    def __str__(self) -> str:
+        recall = "not known" if math.isnan(self.expected_recall) else f"{self.expected_recall:.2f}"
+        parameters = f" with {self.search}" if self.search else ""
+        return (
+            f"{self.factory}{parameters}: {self.bytes_per_vector:.0f} bytes per vector, recall {recall} expected, "
+            f"{size_text(self.build_memory)} to build"
+        )
+
+
+@dataclass(frozen=True)
+class _Rung:
+    kind: str  # {lists} and {parts} are filled in
+    bits: float  # per dimension, of image.index
+    fixed: int  # bytes per vector beside them
+    held: float  # bits per dimension that building holds in memory, beside `fixed`
+    recall: float
+
+
+# PQ of 4 bits for each 4 dimensions, read by fast-scan, finds candidates, and the codes that refine them decide recall:
+# the fastest. RaBitQ needs none of these, but more time.
+_RUNGS = (
+    _Rung("HNSW32,SQ8", 8, 280, 8, 0.97),  # only where single queries must be fast: slow to build
+    _Rung("IVF{lists},PQ{parts}x4fs,Refine(SQfp16)", 17, 10, 1, 0.99),
+    _Rung("IVF{lists},PQ{parts}x4fs,Refine(SQ8)", 9, 10, 1, 0.96),
+    _Rung("IVF{lists},RaBitQfs4", 4, 29, 4, 0.95),
+    _Rung("IVF{lists},RaBitQfs", 1, 17, 1, 0.77),
+    _Rung("IVF{lists},PQ{parts}x4fs", 1, 10, 1, 0.69),
+)
+HNSW_LATENCY = 1.0  # ms
+
+
+def ladder(rows: int, dim: int, budget: Budget) -> list[Plan]:
+    """The plans that fit the budget's memory, the best first, each next one smaller.
+
+    Errors: ValueError, one line, for a factory string that FAISS does not know, and where nothing fits: names what
+    would.
+    """
+    if budget.factory:
+        return [_given(rows, dim, budget)]
+    if rows < EXACT_BELOW:
+        plans = [_exact(dim)]
+    else:
+        rungs = [rung for rung in _RUNGS if rung.kind[0] != "H" or 0 < budget.max_latency < HNSW_LATENCY]
+        plans = [_plan(rung, rows, dim, budget.memory) for rung in rungs]
+    fitting = [plan for plan in plans if plan.build_memory <= budget.memory]
+    if not fitting:
+        least = min(plans, key=lambda plan: plan.build_memory)
+        raise ValueError(
+            f"no index of {rows} vectors of width {dim} is built within {size_text(budget.memory)}; the smallest, "
+            f"{least.factory}, takes {size_text(least.build_memory)}: give that as --max-memory"
+        )
+    return fitting
+
+
+def _exact(dim: int) -> Plan:
+    return Plan("Flat", "", 4 * dim, 1.0, PROCESS_BYTES + 12 * dim * BLOCK_ROWS)
+
+
+def _plan(rung: _Rung, rows: int, dim: int, memory: int) -> Plan:
+    parts = next(dim // width for width in (4, 2, 3, 5, 7, 1) if dim % width == 0)
+    if "RaBitQ" not in rung.kind and parts * 4 != dim:
+        rung = _Rung(rung.kind, rung.bits - 1 + 4 * parts / dim, rung.fixed, 4 * parts / dim, rung.recall)
+    lists = list_count(rows, dim, memory)
+    size = rung.bits * dim / 8 + rung.fixed + 4 * dim * lists / rows * ("IVF" in rung.kind)
+    held = (rung.held * dim / 8 + rung.fixed) * rows * 1.3  # lists grow by doubling
+    sample = 4 * dim * POINTS_PER_CENTROID * lists * 1.7 if "IVF" in rung.kind else 4 * dim * 65_536
+    peak = PROCESS_BYTES + 12 * dim * BLOCK_ROWS + max(sample, held, size * rows)  # it is measured in memory, at last
+    return Plan(rung.kind.format(lists=lists, parts=parts), "", size, rung.recall, int(peak))
+
+
+def list_count(rows: int, dim: int, memory: int) -> int:
+    """Inverted lists: a power of two near 4 sqrt(rows), fewer where memory holds no sample to train so many."""
+    wanted = 2 ** round(math.log2(4 * math.sqrt(rows)))
+    room = max(memory - PROCESS_BYTES, 1) / 2 / (4 * dim * POINTS_PER_CENTROID)
+    held = min(room, rows / POINTS_PER_CENTROID)
+    return min(wanted, max(16, 2 ** int(math.log2(max(held, 1)))), _LARGEST)
+
+
+def _given(rows: int, dim: int, budget: Budget) -> Plan:
+    check_factory(budget.factory, dim, rows)
+    refined = budget.factory.rpartition(",")[2]
+    size = bytes_of(budget.factory, dim) + 4 * dim * _numbers(budget.factory)[0] / rows * ("IVF" in budget.factory)
+    held = 0 if budget.factory == "Flat" else size * rows * (1 if "R" in refined else 1.5)
+    peak = PROCESS_BYTES + 12 * dim * BLOCK_ROWS + held
+    return Plan(budget.factory, budget.search, size, math.nan if budget.factory != "Flat" else 1.0, int(peak))
+
+
+def bytes_of(factory: str, dim: int) -> float:
+    """Bytes of one vector in an index of this kind, without what all of them share."""
+    import faiss
+
+    index = check_factory(factory, dim)
+    if isinstance(index, faiss.IndexHNSW):
+        storage = faiss.downcast_index(index.storage)
+        return storage.sa_code_size() + 4 * (index.hnsw.cum_nb_neighbors(1) + 1) + 12
+    return index.sa_code_size() + 8
+
+
+def check_factory(factory: str, dim: int, rows: int | None = None) -> faiss.Index:
+    """An empty index of this kind. Errors: ValueError, one line, where FAISS knows none, or `rows` are too few."""
+    import faiss
+
+    if max(_numbers(factory)) > _LARGEST:
+        raise ValueError(f"factory {factory!r}: numbers go up to {_LARGEST}")
+    lists = re.search(r"IVF(\d+)", factory)
+    if rows is not None and lists and int(lists[1]) > rows:
+        raise ValueError(f"factory {factory!r}: {lists[1]} lists for {rows} vectors; give at most one for each")
+    try:
+        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        reason = first_line(error).rpartition(": ")[2][:160]
+        raise ValueError(
+            f"factory {factory!r} is no index of width {dim} ({reason}); such as IVF1024,PQ{dim // 4}x4fs,Refine(SQ8)"
+        ) from None
+
+
+def check_search(search: str) -> None:
+    """Errors: ValueError for what are no search parameters, or ones that take any amount of memory."""
+    for item in filter(None, search.split(",")):
+        name, equals, value = item.partition("=")
+        if name not in _PARAMETERS or not equals:
+            raise ValueError(f"search parameter {item!r} is none of {', '.join(_PARAMETERS)}; write nprobe=16")
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,3})?", value) or not 1 <= float(value) <= _PARAMETERS[name]:
+            raise ValueError(f"search parameter {item!r}: {name} is a number from 1 to {_PARAMETERS[name]}")
+
+
+def check_parameters(factory: str, search: str, dim: int) -> None:
+    """Errors: ValueError where an index of this kind has no such search parameters."""
+    import faiss
+
+    check_search(search)
+    try:
+        faiss.ParameterSpace().set_index_parameters(check_factory(factory, dim), search)
+    except RuntimeError:
+        raise ValueError(f"search parameters {search!r} do not fit an index {factory!r}") from None
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number[:12]) for number in re.findall(r"\d+", text)] or [0]
+
+
+def size(text: str) -> int:
+    """Bytes of 512MB, 2GB, 300MiB, 1e9. Errors: ValueError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:[eE]\d{1,2})?)\s*([A-Za-z]*)\s*", text)
+    if not found or found[2].upper() not in _UNITS:
+        raise ValueError(f"{text!r} is no size; write 512MB, 2GB or 300MiB")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def milliseconds(text: str) -> float:
+    """Of 5, 5ms, 0.2s. Errors: ValueError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|)\s*", text)
+    if not found:
+        raise ValueError(f"{text!r} is no duration; write 5ms or 0.2s")
+    return float(found[1]) * (1000 if found[2] == "s" else 1)
+
+
+def size_text(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6)} MB"
+
+
+def free_memory() -> int:
+    """Bytes that this machine has free, caches included; all that it has where it does not tell."""
+    info = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text()) if info.is_file() else None
+    if found:
+        return int(found[1]) * 1024
+    import os
+
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

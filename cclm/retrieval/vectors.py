@@ -1,0 +1,241 @@
+"""The vectors of a segment: a FAISS index, read within bounds, searched among all rows or some of them.
+
+Shapes: N rows, Q queries, E embedding, k neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from cclm.errors import first_line
+from cclm.retrieval.manifest import INDEX_FILE, REBUILD, VECTORS_FILE
+from cclm.retrieval.plan import check_factory, check_search
+
+if TYPE_CHECKING:
+    import faiss
+
+MAPPED_FROM = 2**30  # bytes of an index that is mapped into memory rather than read
+GATHERED_ROWS = 16_384  # at a time
+FEW_ROWS = 20_000  # of them, and of less than FEW of all, an exact search costs no more than an approximate one
+FEW = 0.02
+
+Found: TypeAlias = tuple[np.ndarray, np.ndarray]  # scores (Q, k) float32, best first; rows (Q, k) int64, -1 for none
+
+
+def unit(vectors: np.ndarray, name: str) -> np.ndarray:
+    """The vectors (N, E) as float32 of unit norm. Errors: ValueError for NaN, infinity, zeros or another shape."""
+    if vectors.ndim != 2:
+        raise ValueError(f"{name}: shape is {vectors.shape}, expected (rows, width)")
+    vectors = np.asarray(vectors, np.float32)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    broken = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    if len(broken):
+        raise ValueError(
+            f"{name}: {len(broken)} hold NaN, infinity or only zeros (first: {broken[0]}); check the model"
+        )
+    return np.ascontiguousarray(vectors / norms)
+
+
+class Vectors:
+    """Searched by several threads at once, if need be: nothing in it changes but `tune`."""
+
+    def __init__(self, folder: Path, factory: str, search: str) -> None:
+        """Errors: ValueError, one line, for files that are not what `factory` says, or parameters that do not fit."""
+        self._folder = folder
+        self._index = _read(folder / INDEX_FILE)
+        _check_kind(self._index, factory, folder / INDEX_FILE)
+        self._flat = flat_part(self._index)
+        self.tune(search)
+
+    @property
+    def dim(self) -> int:
+        return self._index.d
+
+    def __len__(self) -> int:
+        return self._index.ntotal
+
+    @property
+    def shape(self) -> tuple[str, int, bool]:
+        """What can be tuned: "ivf", "hnsw" or ""; the number of lists; whether candidates are refined."""
+        import faiss
+
+        inner, refined = _inner(self._index), isinstance(self._index, faiss.IndexRefine)
+        if isinstance(inner, faiss.IndexIVF):
+            return "ivf", inner.nlist, refined
+        return "hnsw" if isinstance(inner, faiss.IndexHNSW) else "", 0, refined
+
+    def tune(self, search: str) -> None:
+        """Set search parameters. Errors: ValueError for those that this kind of index has not."""
+        import faiss
+
+        try:
+            check_search(search)
+            faiss.ParameterSpace().set_index_parameters(self._index, search)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"search parameters {search!r} do not fit the index in {self._folder} ({first_line(error)}); {REBUILD}"
+            ) from error
+
+    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
+        """The nearest rows of queries (Q, E) of unit norm.
+
+        `allowed`: (N,) bool, the rows to search among. Where these are few, the result is exact whatever the index.
+        """
+        import faiss
+
+        if allowed is None:
+            if self._flat is self._index:
+                return _shared(lambda some: self._index.search(some, k), queries)
+            return self._index.search(queries, k)
+        count = int(np.count_nonzero(allowed))
+        if self._by_hand(count, len(queries)):
+            return _shared(lambda some: self._among(some, k, np.flatnonzero(allowed)), queries)
+        selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        return self._index.search(queries, k, params=_parameters(self._index, selector, len(self) / count))
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The embeddings (R, E) float32 of these rows."""
+        if self._flat is not None:
+            return self._flat.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
+        stored = np.load(self._folder / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+        if stored.shape != (len(self), self.dim) or stored.dtype != np.float16:
+            raise ValueError(f"{self._folder / VECTORS_FILE}: {stored.dtype} of shape {stored.shape}; {REBUILD}")
+        return unit(stored[rows], "stored vectors") if len(rows) else np.empty((0, self.dim), np.float32)
+
+    def _by_hand(self, count: int, queries: int) -> bool:
+        """Whether so many rows are better gathered and compared one by one."""
+        import faiss
+
+        if self._flat is self._index:  # it would not use BLAS
+            return count == 0 or queries >= faiss.cvar.distance_compute_blas_threshold
+        takes_no_selector = isinstance(_inner(self._index), faiss.IndexFastScan)
+        return count <= max(FEW_ROWS, FEW * len(self)) or takes_no_selector
+
+    def _among(self, queries: np.ndarray, k: int, rows: np.ndarray) -> Found:
+        import faiss
+
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        found = np.full((len(queries), k), -1)
+        for start in range(0, len(rows), GATHERED_ROWS):
+            some = rows[start : start + GATHERED_ROWS]
+            own, places = faiss.knn(queries, self.take(some), min(k, len(some)), metric=faiss.METRIC_INNER_PRODUCT)
+            scores, found = best((scores, found), (own, some[places]), k)
+        return scores, found
+
+
+def best(one: Found, other: Found, k: int) -> Found:
+    """The k best of two results."""
+    scores, rows = (np.concatenate(pair, axis=1) for pair in zip(one, other, strict=True))
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def flat_part(index: faiss.Index) -> faiss.IndexFlat | None:
+    """That part of an index which holds the vectors as they are, row by row; None where there is none."""
+    import faiss
+
+    if isinstance(index, faiss.IndexFlat):
+        return index
+    if isinstance(index, faiss.IndexRefine):
+        return flat_part(faiss.downcast_index(index.refine_index))
+    if isinstance(index, faiss.IndexHNSW):
+        return flat_part(faiss.downcast_index(index.storage))
+    return None
+
+
+def _shared(search: Callable[[np.ndarray], Found], queries: np.ndarray) -> Found:
+    """Search with a thread for each part of the queries: unlike threads within one product, none waits for another."""
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    if threads == 1 or len(queries) < threads * faiss.cvar.distance_compute_blas_threshold:
+        return search(queries)
+
+    def alone(some: np.ndarray) -> Found:
+        faiss.omp_set_num_threads(1)  # of this thread
+        return search(some)
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(alone, np.array_split(queries, threads)))
+    return np.concatenate([scores for scores, _ in found]), np.concatenate([rows for _, rows in found])
+
+
+def _inner(index: faiss.Index) -> faiss.Index:
+    """The index that is searched within wrappers."""
+    import faiss
+
+    if isinstance(index, faiss.IndexRefine):
+        return _inner(faiss.downcast_index(index.base_index))
+    if isinstance(index, faiss.IndexPreTransform):
+        return _inner(faiss.downcast_index(index.index))
+    return index
+
+
+def _parameters(index: faiss.Index, selector: faiss.IDSelector, thinned: float) -> faiss.SearchParameters:
+    """The parameters that the index has, and the selector. Where it leaves one row of `thinned`, the search is that
+    much wider: as many rows are compared as without it.
+    """
+    import faiss
+
+    if isinstance(index, faiss.IndexRefine):
+        base = _parameters(faiss.downcast_index(index.base_index), selector, thinned)
+        return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=base)
+    if isinstance(index, faiss.IndexPreTransform):
+        base = _parameters(faiss.downcast_index(index.index), selector, thinned)
+        return faiss.SearchParametersPreTransform(index_params=base)
+    if isinstance(index, faiss.IndexIVF):
+        probes = min(index.nlist, int(np.ceil(index.nprobe * thinned)))
+        if isinstance(index, faiss.IndexIVFRaBitQ):
+            return faiss.IVFRaBitQSearchParameters(nprobe=probes, qb=index.qb, sel=selector)
+        return faiss.SearchParametersIVF(nprobe=probes, sel=selector)
+    if isinstance(index, faiss.IndexHNSW):
+        width = min(index.ntotal, int(np.ceil(index.hnsw.efSearch * thinned)))
+        return faiss.SearchParametersHNSW(efSearch=width, sel=selector)
+    return faiss.SearchParameters(sel=selector)
+
+
+def _read(path: Path) -> faiss.Index:
+    """Read a FAISS file within the bounds that its size allows: no header may ask for more memory than it can hold.
+
+    The limits belong to the process, not to the call; they are set back afterwards.
+    """
+    import faiss
+
+    size = path.stat().st_size
+    names = ("deserialization_vector_byte_limit", "deserialization_loop_limit")
+    before = {name: getattr(faiss, f"get_{name}")() for name in names}
+    try:
+        faiss.set_deserialization_vector_byte_limit(size + 1)
+        faiss.set_deserialization_loop_limit(max(1024, size // 8))  # a list takes 8 bytes in the file at the least
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if size >= MAPPED_FROM else 0)
+    except RuntimeError as error:
+        reason = first_line(error)[:200]
+        raise ValueError(f"{path} is no readable FAISS index ({reason}); {REBUILD}") from error
+    finally:
+        for name, value in before.items():
+            getattr(faiss, f"set_{name}")(value)
+
+
+def _check_kind(index: faiss.Index, factory: str, path: Path) -> None:
+    import faiss
+
+    expected, found = _kinds(check_factory(factory, index.d)), _kinds(index)
+    if expected != found:
+        raise ValueError(f"{path} holds {'/'.join(found)}, not {factory} as manifest.json says; {REBUILD}")
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT or not index.is_trained:
+        raise ValueError(f"{path} is not trained for inner products; {REBUILD}")
+
+
+def _kinds(index: faiss.Index) -> list[str]:
+    """The classes that an index is made of."""
+    import faiss
+
+    actual = faiss.downcast_index(index)  # does not own it: `index` has to be kept as well
+    own = "IndexFlat" if isinstance(actual, faiss.IndexFlat) else type(actual).__name__
+    parts = [getattr(actual, name, None) for name in ("base_index", "refine_index", "index", "quantizer", "storage")]
+    return [own, *(kind for part in parts if part is not None for kind in _kinds(part))]
