@@ -90,7 +90,7 @@ class MatchHeat:
     """What speaks for a match of one picture and one text; none of it is negative."""
 
     patches: np.ndarray  # (S,) float32: gain in log-odds as the patch counts more
-    words: np.ndarray  # (T, S) float32: by how much more the patch gains them as the word counts more
+    words: np.ndarray  # (T, S) float32: the word's part of that gain
     match: float  # probability
 
 
@@ -98,8 +98,9 @@ def match_heat(model: CCLMModel, states: Tensor, target: View, words: Sequence[S
     """Heat of backbone states (1, 1 + S, W) and one text, whose words are these places among its L tokens.
 
     A patch counts in the mean, which is the first state, and wherever the fusion attends to it; a token where the
-    fusion attends to it, and in the mean of all where the model pools so. All count once to begin with: heat is a first
-    derivative by the logarithm of that for patches, and a mixed second one for words.
+    fusion attends to it, and in the mean of all where the model pools so. All count once to begin with: heat is the
+    first derivative by the logarithm of that. A word's part of it is that of its tokens, were all alike, and the mixed
+    derivative by the word, which tells them apart: as all of a mean count relative to each other, it is 0 in sum.
     """
     patches = states[:, 1:]  # (1, S, W)
     weights = patches.new_zeros(1, patches.shape[1], requires_grad=True)
@@ -114,10 +115,9 @@ def match_heat(model: CCLMModel, states: Tensor, target: View, words: Sequence[S
         logits = model.match_logits(model.fuse(View(target.states, mask, pooled), memory))[0].float()  # (2,)
         odds = logits[1] - logits[0]
         by_patch, by_token = torch.autograd.grad(odds, (weights, counts), create_graph=True)
-        by_word = [
-            torch.autograd.grad(by_token[0, list(rows)].sum(), weights, retain_graph=True)[0][0] for rows in words
-        ]
-    return MatchHeat(_positive(by_patch[0]), _positive(torch.stack(by_word)), float(odds.detach().sigmoid()))
+        apart = [torch.autograd.grad(by_token[0, list(rows)].sum(), weights, retain_graph=True)[0] for rows in words]
+    alike = by_patch * torch.tensor([[len(rows)] for rows in words]).to(by_patch) / counts.shape[1]  # (T, S)
+    return MatchHeat(_positive(by_patch[0]), _positive(alike + torch.cat(apart)), float(odds.detach().sigmoid()))
 
 
 def _positive(slopes: Tensor) -> np.ndarray:

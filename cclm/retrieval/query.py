@@ -127,6 +127,12 @@ class Query:
     def texts(self) -> tuple[TextTerm, ...]:
         return tuple(term for term in self.terms if isinstance(term, TextTerm))
 
+    @property
+    def subject(self) -> str | None:
+        """The text that is explained: the heaviest one without a minus, the first of equals; None where none is."""
+        wanted = [term for term in self.texts if term.weight > 0]
+        return max(wanted, key=lambda term: term.weight).text if wanted else None
+
     def combined(self, vectors: np.ndarray) -> np.ndarray:
         """The unit-norm embedding (E,) of the query, from those of its terms (T, E): their weighted sum.
 

@@ -118,15 +118,16 @@ class Searcher:
         """The picture of this id, in RGB. Errors: ValueError for an id that is not there, or one that is not read."""
         if self.pictures is None:
             raise ValueError("this searcher has no pictures to read; tell where they are")
+        index = self.index
         try:
-            return self.pictures.open(self.index.entries(np.array([id]))[0], PIXELS)
+            return self.pictures.open(index.entries(np.array([id]))[0], PIXELS)
         except KeyError:
-            raise _unknown(id, self.index) from None
+            raise _unknown(id, index) from None
 
     def _check_rerank(self, queries: Sequence[Query]) -> None:
         if self.pictures is None:
             raise ValueError("reranking reads the pictures, and this searcher has none; tell where they are")
-        if not all(any(term.weight > 0 for term in query.texts) for query in queries):
+        if any(query.subject is None for query in queries):
             raise ValueError("reranking judges pictures by a text, and a query has none; add one, or do not rerank")
 
     def _reranked(self, query: Query, hits: list[Hit]) -> list[Hit]:
@@ -157,8 +158,8 @@ class Searcher:
             return self.pictures.open(entry, PIXELS)
         except SampleError as error:
             with self._remembering:
-                self.unread[str(error)] += 1
-            logger.warning("picture %s is not judged: %s", entry.key, error)
+                self.unread[error.reason] += 1
+            logger.warning("picture %s is not reranked: %s", entry.key, error)
             return None
 
     def _embedded(self, queries: Sequence[Query], index: ImageIndex) -> np.ndarray:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +14,33 @@ from cclm.verbs.inputs import load
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
+    from PIL import Image
 
-    from cclm.retrieval.index import Hit
+    from cclm.retrieval.index import Hit, ImageIndex
+    from cclm.retrieval.query import Query
+    from cclm.retrieval.searcher import Searcher
+
+SHEETS = "*.explained.png"
 
 
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("index", type=Path)
-    parser.add_argument("query", type=str)
+    parser.add_argument(
+        "query",
+        type=str,
+        nargs="?",
+        default=None,
+        help="""text such as 'beach -people "red car"^2', or an image file""",
+    )
+    parser.add_argument("--image", type=Path, nargs="+", default=[], help="image files that count beside the text")
+    parser.add_argument("--like", type=str, nargs="+", default=[], help="keys of indexed pictures: more like these")
     parser.add_argument("-k", type=int, default=10, help="number of hits")
+    parser.add_argument("--where", type=str, default=None, help="search among these: lang = 'de' and width > 500")
+    parser.add_argument("--rerank", type=int, default=0, help="first hits that the matching head puts in a new order")
+    parser.add_argument("--explain", type=Path, default=None, help="folder to write where in each hit the words are")
+    parser.add_argument(
+        "--images", type=Path, nargs="+", default=None, help="the pictures' folders, if they have moved"
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--model", type=Path, default=None, help="the model's folder, where it has moved")
     parser.add_argument("--device", default="cpu")
@@ -26,20 +48,92 @@ def options(parser: ArgumentParser) -> None:
 
 def run(given: Namespace) -> None:
     from cclm.retrieval.index import ImageIndex
-    from cclm.retrieval.query import query_kind
+    from cclm.retrieval.pictures import Pictures
+    from cclm.retrieval.searcher import Searcher
+    from cclm.storage import check_replaceable
 
-    kind = query_kind(given.query)
     index = ImageIndex.open(given.index)
+    query = _query(given, index)
+    among = index.select(given.where) if given.where else None
+    if given.explain:
+        check_replaceable(given.explain, [SHEETS])
+        if query.subject is None:
+            raise ValueError("explain shows where the words of a text are, and the query has no text; add one")
     model, _ = load(index.model(given.model), given.device)
-    embedding = model.embed_images(given.query) if kind == "image" else model.embed_texts(given.query)
-    hits = index.search(embedding, given.k)[0]
+    if given.rerank or given.explain:
+        model.check_match()
+    pictures = Pictures(given.images or index.manifest.root_folders(index.folder))
+    searcher = Searcher(index, model, pictures)
+    hits = searcher.search([query], given.k, among, given.rerank)[0]
+    sheets = _explained(searcher, query, hits, given.explain) if given.explain else {}
     if given.json:
-        print(json.dumps([_fields(hit) for hit in hits], ensure_ascii=False))
+        print(json.dumps([_fields(hit, given, sheets.get(hit.id)) for hit in hits], ensure_ascii=False))
     else:
-        print("\n".join(f"{hit.rank:3d}  {hit.score:6.3f}  {hit.entry.key}  {hit.entry.caption()}" for hit in hits))
+        for hit in hits:
+            match = f"  {'-' if hit.match is None else f'{hit.match:.3f}':>5}" if given.rerank else ""
+            print(f"{hit.rank:3d}  {hit.score:6.3f}{match}  {hit.entry.key}  {hit.entry.caption()}")
+    _tell("reranked", searcher.unread)
 
 
-def _fields(hit: Hit) -> dict[str, object]:
-    entry = asdict(hit.entry)
+def _query(given: Namespace, index: ImageIndex) -> Query:
+    """Errors: ValueError for no query, and one that is wrong; FileNotFoundError for an image that is not there."""
+    from cclm.retrieval.query import ImageTerm, IndexedTerm, Query, query_kind
+
+    kind = None if given.query is None else query_kind(given.query)
+    files = [*given.image, *([Path(given.query)] if kind == "image" else [])]
+    also = [ImageTerm(_opened(file)) for file in files]
+    for key, id in zip(given.like, index.ids_of(given.like).tolist(), strict=True):
+        if id < 0:
+            raise ValueError(f"index {index.folder} has no picture of key {key!r}; check --like")
+        also.append(IndexedTerm(id))
+    return Query.parse(given.query if kind == "text" else "", also)
+
+
+def _opened(file: Path) -> Image.Image:
+    from cclm.errors import SampleError
+    from cclm.images import open_image
+
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no image file {file}; check the path")
+    try:
+        return open_image(file.read_bytes())
+    except SampleError as error:
+        raise ValueError(f"{file}: {error}; give another") from None
+
+
+def _explained(searcher: Searcher, query: Query, hits: list[Hit], folder: Path) -> dict[int, Path]:
+    """One sheet per hit, named by rank and key: id -> where it is. Pictures that cannot be read are told."""
+    from cclm.errors import SampleError
+    from cclm.models.heatmap import sheet
+    from cclm.storage import whole_folder
+
+    made, left_out = {}, Counter[str]()
+    with whole_folder(folder) as partial:
+        for hit in hits:
+            try:
+                explanation = searcher.explain(query.subject, hit.id)
+                drawn = sheet(searcher.picture(hit.id), explanation)
+            except SampleError as error:
+                left_out[error.reason] += 1
+                continue
+            key = re.sub(r"[^\w-]+", "_", hit.entry.key)[:80]
+            name = f"{hit.rank:03}_{key}{SHEETS.removeprefix('*')}"
+            drawn.save(partial / name)
+            made[hit.id] = folder / name
+    _tell("explained", left_out)
+    return made
+
+
+def _tell(what: str, left_out: Counter[str]) -> None:
+    for reason, count in left_out.most_common():
+        print(f"cclm: not {what}: {count} x {reason}", file=sys.stderr)
+
+
+def _fields(hit: Hit, given: Namespace, sheet: Path | None) -> dict[str, object]:
     date = hit.entry.date and hit.entry.date.isoformat()
-    return {"rank": hit.rank, "score": hit.score, "id": hit.id, **entry, "date": date}
+    fields = {"rank": hit.rank, "score": hit.score, "id": hit.id, **asdict(hit.entry), "date": date}
+    if given.rerank:
+        fields["match"] = hit.match
+    if given.explain:
+        fields["explanation"] = sheet and str(sheet)
+    return fields
