@@ -8,13 +8,15 @@ INSTALLED := $(VENV)/.installed
 EMOJI := data/emoji
 TOKENIZER := data/emoji_tokenizer
 RUN := runs/emoji
+PORT := 8000
 
-.PHONY: help install quickstart test lint clean
+.PHONY: help install quickstart demo test lint clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make install      a Python environment in $(VENV) with cclm in it"
 	@echo "make quickstart   train, evaluate and search on emoji in 20 languages (10 minutes on two cores)"
+	@echo "make demo         search quickstart's pictures in a browser (PORT=8000 sets its port)"
 	@echo "make test         lint and tests (at most 10 minutes on two cores)"
 	@echo "make lint         ruff alone"
 	@echo "make clean        remove what quickstart made, but for the environment and the packages it fetched"
@@ -58,7 +60,11 @@ $(RUN)/untrained.json: | $(RUN)/pretrained/config.json
 	$(BIN)/cclm evaluate retrieval --model $(RUN)/untrained --data $(EMOJI)/test --output $@
 
 $(RUN)/index/manifest.json: | $(RUN)/pretrained/config.json
-	$(BIN)/cclm index build --model $(RUN)/pretrained --data $(EMOJI)/test --output $(RUN)/index
+	$(BIN)/cclm index build --model $(RUN)/pretrained --source $(EMOJI)/test --output $(RUN)/index
+
+# The pictures that quickstart searches, and a page to do it in; Ctrl-C ends it.
+demo: $(RUN)/index/manifest.json
+	$(BIN)/cclm serve $(RUN)/index --port $(PORT) --open
 
 test: lint
 	$(BIN)/python -m pytest
