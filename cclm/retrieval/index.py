@@ -11,17 +11,20 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
+from cclm.retrieval.builder import write_segment
 from cclm.retrieval.filters import Condition
 from cclm.retrieval.manifest import MANIFEST_FILE, REBUILD, SEGMENTS, IndexManifest, ModelSource, Segment, check_model
 from cclm.retrieval.metadata import Entry, Outline, Rows
-from cclm.retrieval.segment import OpenSegment, unit, write_segment
+from cclm.retrieval.plan import Budget
+from cclm.retrieval.segment import OpenSegment
+from cclm.retrieval.vectors import unit
 from cclm.retrieval.versions import commit, new_segment, read_live, writing
 from cclm.storage import check_replaceable
 
@@ -57,12 +60,19 @@ class Nearest:
 
 
 def build_index(
-    parts: Sequence[Rows], output: Path | str, model: ModelSource, roots: Sequence[Path] = (), data: str = ""
+    parts: Sequence[Rows],
+    output: Path | str,
+    model: ModelSource,
+    roots: Sequence[Path] = (),
+    data: str = "",
+    budget: Budget | None = None,
+    texts: np.ndarray | None = None,
 ) -> IndexManifest:
     """Write an index folder; a former one stands until this is complete.
 
-    Errors: ValueError for no rows, NaN or infinity, changing widths, a key that is there twice, a folder that holds
-    something else, or that another process is changing.
+    `budget`: what the index may cost and should reach. `texts`: queries (Q, E) to measure it with, its own rows if none
+    are given. Errors: ValueError for a budget that no index holds, no rows, NaN or infinity, changing widths, a key
+    that is there twice, a folder that holds something else, or that another process is changing.
     """
     import faiss
 
@@ -73,7 +83,7 @@ def build_index(
     with writing(output):
         former = _former(output)
         version, first_id = (former.version + 1, former.next_id) if former else (1, 0)
-        segment = write_segment(parts, new_segment(output, version), first_id)
+        segment = write_segment(parts, new_segment(output, version), first_id, budget, texts)
         manifest = IndexManifest(
             dim=min(outline.widths),
             model_path=os.path.relpath(Path(model.path).resolve(), output.resolve()),
@@ -84,6 +94,7 @@ def build_index(
             next_id=first_id + segment.rows,
             roots=[os.path.relpath(root.resolve(), output.resolve()) for root in roots],
             data=data,
+            budget=asdict(budget or Budget()),
         )
         commit(output, manifest, former)
     logger.info("index of %d rows (%s) written to %s", manifest.rows, segment.factory, output)

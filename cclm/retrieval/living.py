@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -17,10 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cclm.retrieval.builder import write_segment
 from cclm.retrieval.index import ImageIndex, Selection
-from cclm.retrieval.manifest import IndexManifest, ModelSource, Segment
+from cclm.retrieval.manifest import REBUILD, IndexManifest, ModelSource, Segment
 from cclm.retrieval.metadata import Outline, Rows, as_array
-from cclm.retrieval.segment import OpenSegment, write_segment
+from cclm.retrieval.plan import Budget
+from cclm.retrieval.segment import OpenSegment
 from cclm.retrieval.versions import commit, new_segment, with_deletions, writing
 
 logger = logging.getLogger(__name__)
@@ -97,16 +99,21 @@ class IndexWriter:
             self._change(chosen)
         return count
 
-    def compact(self) -> IndexManifest:
-        """Index all that is there in one new segment, whose kind is chosen anew; ids stay, deleted rows go."""
+    def compact(self, budget: Budget | None = None) -> IndexManifest:
+        """Index all that is there in one new segment, whose kind is chosen anew; ids stay, deleted rows go.
+
+        `budget`: what it may cost and should reach, from now on; by default what the first build was given. Errors:
+        ValueError where no index holds it.
+        """
         manifest = self.index.manifest
-        if len(manifest.segments) <= 1 and not any(segment.deleted for segment in manifest.segments):
+        if budget is None and len(manifest.segments) <= 1 and not any(segment.deleted for segment in manifest.segments):
             return manifest
+        chosen = budget or _budget_of(manifest)
         segments = []
         if manifest.rows:
             parts = _LiveRows.of(self.index.segments)
-            segments = [write_segment(parts, new_segment(self.folder, manifest.version + 1))]
-        return self._commit(segments)
+            segments = [write_segment(parts, new_segment(self.folder, manifest.version + 1), budget=chosen)]
+        return self._commit(segments, budget=asdict(chosen))
 
     def _outline(self, parts: Sequence[Rows], model: ModelSource | None) -> Outline:
         """Errors: ValueError for another model, or width, than the index has."""
@@ -136,7 +143,9 @@ class IndexWriter:
         added = []
         if parts is not None:
             renumbered = _Renumbered(parts, _numbers(known, roots, self.folder))
-            new = write_segment(renumbered, new_segment(self.folder, version), manifest.next_id)
+            # An index that was named by hand is for all rows; of a few, the kind is chosen.
+            budget = replace(_budget_of(manifest), factory="", search="")
+            new = write_segment(renumbered, new_segment(self.folder, version), manifest.next_id, budget)
             if superseded is not None and superseded.any():
                 new = with_deletions(self.folder, new, ~superseded, version)
             added = [new]
@@ -158,6 +167,13 @@ class IndexWriter:
         self.index = ImageIndex.open(self.folder, self.index)
         logger.info("index %s: version %d, %d rows", self.folder, manifest.version, manifest.rows)
         return manifest
+
+
+def _budget_of(manifest: IndexManifest) -> Budget:
+    try:
+        return Budget(**manifest.budget)
+    except TypeError as error:
+        raise ValueError(f"the manifest's budget is not as it was written ({error}); {REBUILD}") from error
 
 
 def with_keys(index: ImageIndex, keys: Sequence[str]) -> Selection:

@@ -50,6 +50,8 @@ class Vectors:
         self._index = _read(folder / INDEX_FILE)
         _check_kind(self._index, factory, folder / INDEX_FILE)
         self._flat = flat_part(self._index)
+        # (N, E) float16; mapped from now on, as a writer may remove the file of a former version
+        self._stored = _mapped(folder / VECTORS_FILE) if self._flat is None else None
         self.tune(search)
 
     @property
@@ -102,7 +104,9 @@ class Vectors:
         """The embeddings (R, E) float32 of these rows."""
         if self._flat is not None:
             return self._flat.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
-        stored = np.load(self._folder / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+        stored = self._stored
+        if stored is None:
+            raise FileNotFoundError(f"{self._folder / VECTORS_FILE} is missing; {REBUILD}")
         if stored.shape != (len(self), self.dim) or stored.dtype != np.float16:
             raise ValueError(f"{self._folder / VECTORS_FILE}: {stored.dtype} of shape {stored.shape}; {REBUILD}")
         return unit(stored[rows], "stored vectors") if len(rows) else np.empty((0, self.dim), np.float32)
@@ -126,6 +130,15 @@ class Vectors:
             own, places = faiss.knn(queries, self.take(some), min(k, len(some)), metric=faiss.METRIC_INNER_PRODUCT)
             scores, found = best((scores, found), (own, some[places]), k)
         return scores, found
+
+
+def _mapped(path: Path) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is no readable array ({first_line(error)[:200]}); {REBUILD}") from error
 
 
 def best(one: Found, other: Found, k: int) -> Found:

@@ -100,6 +100,8 @@ def read_live(folder: Path, segment: Segment) -> np.ndarray | None:
         return None
     path = folder / SEGMENTS / segment.name / segment.deletions
     try:
+        if file_hash(path) != segment.files[segment.deletions]:
+            raise ValueError("it was changed or cut off after it was written")
         packed = np.load(path, mmap_mode="r", allow_pickle=False)  # of a header that asks for too much, nothing is read
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing; {REBUILD}") from None

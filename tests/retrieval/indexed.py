@@ -10,6 +10,7 @@ import numpy as np
 from cclm.retrieval.index import ImageIndex, build_index
 from cclm.retrieval.manifest import ModelSource
 from cclm.retrieval.metadata import Entry, Rows
+from cclm.retrieval.plan import Budget
 
 DIM = 16
 LANGUAGES = ("en", "de", "fr", "cs")
@@ -52,9 +53,9 @@ def model_in(folder: Path, weights: bytes = b"weights") -> ModelSource:
     return ModelSource.of(folder)
 
 
-def index_in(folder: Path, keys: list[str]) -> Path:
+def index_in(folder: Path, keys: list[str], budget: Budget | None = None) -> Path:
     """An index of these pictures, its model beside it."""
-    build_index([rows_of(keys)], folder / "index", model_in(folder / "model"), [folder])
+    build_index([rows_of(keys)], folder / "index", model_in(folder / "model"), [folder], budget=budget)
     return folder / "index"
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 
@@ -16,8 +14,8 @@ from cclm.retrieval.filters import COLUMNS, MAX_DEPTH, MAX_PARTS, Condition
 from cclm.retrieval.index import ImageIndex
 from cclm.retrieval.living import IndexWriter
 from cclm.retrieval.metadata import Entry, Metadata, MetadataWriter, table_of
-from cclm.storage import file_hash
-from tests.retrieval.indexed import DIM, index_in, names, rows_of
+from cclm.retrieval.plan import Budget
+from tests.retrieval.indexed import DIM, index_in, names, rows_of, vector_of
 
 ENTRIES = [
     Entry("a", {"de": ["ein Hund\nund ein Ball"], "en": ["a dog", "100% dog_s"]}, 0, "holiday/a.jpg", None, 10,
@@ -166,39 +164,20 @@ FILTERS: list[tuple[str, Callable[[Entry], bool]]] = [
 ]  # fmt: skip
 
 
-def with_ivf(folder: Path) -> None:
-    """Put an index of inverted lists, all of which are searched, in place of the first segment's flat one."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    segment = manifest["segments"][0]
-    file = folder / "segments" / segment["name"] / "image.index"
-    flat = faiss.read_index(str(file))
-    vectors = flat.reconstruct_n(0, flat.ntotal)
-    index = faiss.index_factory(DIM, "IVF8,Flat", faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors)
-    index.add(vectors)
-    faiss.write_index(index, str(file))
-    segment |= {"factory": "IVF8,Flat", "search": "nprobe=8"}
-    segment["files"]["image.index"] = file_hash(file)
-    path.write_text(json.dumps(manifest))
-
-
-@pytest.mark.parametrize("inverted", [False])
-def test_filtered_search_is_brute_force_over_the_filtered_rows(tmp_path: Path, inverted: bool) -> None:
-    folder = index_in(tmp_path, names(0, 400))
+@pytest.mark.parametrize("budget", [Budget(), Budget(factory="IVF8,Flat", search="nprobe=8")])
+def test_filtered_search_is_brute_force_over_the_filtered_rows(tmp_path: Path, budget: Budget) -> None:
+    folder = index_in(tmp_path, names(0, 400), budget)
     with IndexWriter(folder) as writer:
         writer.append([rows_of(names(400, 500))])
         writer.delete(keys=names(100, 150) + names(450, 460))
         writer.replace([rows_of(names(0, 20), 1)])
     known = [entry for segment in ImageIndex.open(folder).segments for entry in segment.metadata.entries(range(
         len(segment.metadata)))]  # fmt: skip
-    flat = ImageIndex.open(folder)
-    live = np.concatenate([s.live if s.live is not None else np.ones(len(s.metadata), bool) for s in flat.segments])
-    ids = np.concatenate([segment.metadata.ids for segment in flat.segments])
-    vectors = np.concatenate([segment.vectors(np.arange(len(segment.metadata))) for segment in flat.segments])
-    if inverted:
-        with_ivf(folder)
     index = ImageIndex.open(folder)
+    assert [segment.segment.factory for segment in index.segments] == [budget.factory or "Flat", "Flat", "Flat"]
+    live = np.concatenate([s.live if s.live is not None else np.ones(len(s.metadata), bool) for s in index.segments])
+    ids = np.concatenate([segment.metadata.ids for segment in index.segments])
+    vectors = np.stack([vector_of(entry.key, int(entry.size or 0) - 1000 - sum(entry.key.encode())) for entry in known])
     queries = np.random.default_rng(0).standard_normal((8, DIM)).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     for text, fulfils in FILTERS:

@@ -16,6 +16,7 @@ from filelock import FileLock
 from cclm.retrieval.index import ImageIndex, build_index
 from cclm.retrieval.living import IndexWriter
 from cclm.retrieval.metadata import Entry, Rows
+from cclm.retrieval.plan import Budget
 from tests.retrieval.indexed import DIM, contents, index_in, model_in, names, rows_of, vector_of
 
 
@@ -178,7 +179,9 @@ def test_a_new_build_is_the_next_version(folder: Path, tmp_path: Path) -> None:
     assert contents(ImageIndex.open(folder)) == {"a": 0} and len(list((folder / "segments").iterdir())) == 1
 
 
-def test_a_reader_keeps_its_version(folder: Path) -> None:
+@pytest.mark.parametrize("budget", [Budget(), Budget(factory="IVF4,SQ8", search="nprobe=4")])
+def test_a_reader_keeps_its_version(tmp_path: Path, budget: Budget) -> None:
+    folder = index_in(tmp_path, names(0, 100), budget)
     reader = ImageIndex.open(folder)
     assert not reader.newer()
     with IndexWriter(folder) as writer:
@@ -272,6 +275,21 @@ def test_compaction_goes_block_by_block(folder: Path, monkeypatch: pytest.Monkey
     queries = np.random.default_rng(0).standard_normal((20, DIM))
     assert np.array_equal(after.nearest(queries, 10).ids, before.nearest(queries, 10).ids)
     assert (np.diff(after.segments[0].metadata.ids) > 0).all()
+
+
+def test_a_budget_lasts_until_another_one_is_given(tmp_path: Path) -> None:
+    folder = index_in(tmp_path, names(0, 300), Budget(factory="IVF4,Flat", search="nprobe=4"))
+    with IndexWriter(folder) as writer:
+        writer.append([rows_of(names(300, 310))])
+        assert [segment.factory for segment in writer.index.manifest.segments] == ["IVF4,Flat", "Flat"]
+        before = contents(writer.index)
+        assert [segment.factory for segment in writer.compact().segments] == ["IVF4,Flat"]
+        assert [segment.factory for segment in writer.compact(Budget(min_recall=0.9)).segments] == ["Flat"]
+        assert writer.index.manifest.budget["min_recall"] == 0.9 and contents(writer.index) == before
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"min_recall"', '"recall"'))
+    with IndexWriter(folder) as writer, pytest.raises(ValueError, match="budget is not as it was written"):
+        writer.append([rows_of(["new"])])
 
 
 def test_nothing_acknowledged_is_lost_by_kills(tmp_path: Path) -> None:
