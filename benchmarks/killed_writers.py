@@ -83,6 +83,10 @@ class Phase:
     def get(self) -> int:
         return self._memory[0]
 
+    def begin(self) -> None:
+        """Forget the phase in which a former writer was killed."""
+        self._memory[0] = 0
+
     def note(self, phase: str, function: Callable) -> Callable:
         """The same function, which notes that it is at work."""
 
@@ -98,6 +102,7 @@ class Phase:
 
 
 def note_phases(phase: Phase) -> None:
+    phase.begin()
     living.IndexWriter._outline = phase.note("checking keys", living.IndexWriter._outline)
     living.write_segment = phase.note("segment", living.write_segment)
     living.with_deletions = phase.note("deletions", living.with_deletions)
@@ -183,12 +188,12 @@ def wait_and_kill(process: Any, work: Path, generator: np.random.Generator, targ
     phase = Phase(work / "phase")
     while not logged(work / "log") and process.is_alive():
         time.sleep(0.002)
-    wanted, patience = int(generator.integers(1, len(PHASES))), time.monotonic() + 3
+    wanted, patience = int(generator.integers(len(PHASES))), time.monotonic() + 3
     time.sleep(float(generator.uniform(0, 0.6)))
     while targeted and phase.get() != wanted and time.monotonic() < patience:
         pass
     if targeted:
-        time.sleep(float(generator.exponential(0.0005)))
+        time.sleep(float(generator.exponential(0.0002)))
     if not process.is_alive():
         raise RuntimeError(f"the writer ended by itself with status {process.exitcode}")
     os.kill(process.pid, signal.SIGKILL)
