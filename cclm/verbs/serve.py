@@ -31,6 +31,9 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second of one client; 0: any number")
     parser.add_argument("--concurrent", type=int, default=256, help="requests that are answered at once")
     parser.add_argument("--seconds", type=float, default=30.0, help="that a request may take")
+    parser.add_argument(
+        "--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="of the model; best a core is left"
+    )
     parser.add_argument("--batch", type=int, default=64, help="queries that are answered together, at most")
 
 
@@ -51,6 +54,7 @@ def run(given: Namespace) -> None:
         raise ValueError(f"host {given.host} can be asked by others; give a token by --token_file or {TOKEN}")
     access = Access(token, frozenset((*server.LOOPBACK, given.host)) if local else None, frozenset(given.allow_origin))
     limits = Limits(requests_per_s=given.rate, concurrent=given.concurrent, seconds=given.seconds)
+    server.use_threads(given.threads)
     bound = server.listen(given.host, given.port)
     index = ImageIndex.open(given.index)
     folder = index.model(given.model)

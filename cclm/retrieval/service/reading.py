@@ -79,23 +79,31 @@ async def answer_of(request: Request, future: asyncio.Future[Result]) -> Result:
 
     Errors: Refused for a ValueError in it, as most are of what was asked.
     """
-    leaving = asyncio.ensure_future(_left(request))
-    seconds = served(request).limits.seconds
+    ended: list[Exception] = []
+
+    def end(reason: Exception) -> None:
+        ended.append(reason)
+        future.cancel()
+
+    # Callbacks of its own, as `asyncio.wait` takes longer than a query's share of a batch.
+    loop, seconds = asyncio.get_running_loop(), served(request).limits.seconds
+    late = Refused(503, "time", f"no answer within {seconds:g} s; ask for less, or again", **{"retry-after": "5"})
+    timer = loop.call_later(seconds, end, late)
+    leaving = loop.create_task(_left(request))
+    leaving.add_done_callback(lambda task: task.cancelled() or end(ClientDisconnect()))
     try:
-        done, _ = await asyncio.wait((future, leaving), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return await future
+    except asyncio.CancelledError:
+        if ended:
+            raise ended[0] from None
+        raise
+    except SampleError as error:
+        raise Refused(404, "picture", first_line(error)) from None
+    except ValueError as error:
+        raise Refused(422, "invalid", " ".join(str(error).split())) from None
     finally:
+        timer.cancel()
         leaving.cancel()
-        future.cancel()  # has no effect on one that is done
-    if future in done:
-        try:
-            return future.result()
-        except SampleError as error:
-            raise Refused(404, "picture", first_line(error)) from None
-        except ValueError as error:
-            raise Refused(422, "invalid", " ".join(str(error).split())) from None
-    if leaving in done:
-        raise ClientDisconnect
-    raise Refused(503, "time", f"no answer within {seconds:g} s; ask for less, or again", **{"retry-after": "5"})
 
 
 async def _left(request: Request) -> None:

@@ -27,6 +27,20 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def use_threads(count: int) -> None:
+    """How many the model and the index compute with: a core that is left answers the requests meanwhile.
+
+    Errors: ValueError for fewer than 1.
+    """
+    import faiss
+    import torch
+
+    if count < 1:
+        raise ValueError(f"threads is {count}; give 1 or more")
+    torch.set_num_threads(count)
+    faiss.omp_set_num_threads(count)
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound, not yet listening; port 0 takes any that is free. Errors: ValueError, one line."""
     if not 0 <= port < 2**16:
