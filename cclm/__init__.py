@@ -9,7 +9,7 @@ _HOMES = {
     "CCLMConfig": "cclm.models.model",
     "CCLMModel": "cclm.models.model",
     "CCLMProcessor": "cclm.models.processor",
-    "EncodingOptions": "cclm.models.encoding",
+    "EncodingOptions": "cclm.models.options",
     "ImageSettings": "cclm.models.processor",
     "View": "cclm.types",
     "Memory": "cclm.types",

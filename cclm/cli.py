@@ -42,7 +42,7 @@ USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
   iglue score TASK --predictions F --language L --data D   the number of any system's predictions
   convert SOURCE OUT                       a released checkpoint -> a pretrained folder, and back (--to-original)
   embed --model M --source S --output O    embeddings of pictures, and captions, as numpy and parquet files
-  index build --model M --data D --output O
+  index build --model M --source S --output O   embed, choose an index for a budget, measure it
   index add DIR --source S [--replace]     more pictures, embedded by the index's own model
   index delete DIR --keys a,b | --where "lang = 'de' and width < 100"   [--dry-run]
   index compact DIR                        all segments into one, without the deleted rows
@@ -193,7 +193,7 @@ VERBS = {
     "iglue score": Verb("The number of any system's predictions.", iglue_score.options, iglue_score.run),
     "convert": Verb("Released checkpoints to pretrained folders, and back.", convert.options, convert.run),
     "embed": Verb("Embeddings of pictures, and of captions, in clip-retrieval's layout.", embed.options, embed.run),
-    "index build": Verb("Embed the images of shards and index them.", index.build_options, index.build),
+    "index build": Verb("Embed pictures and index them under a budget.", index.build_options, index.build),
     "index add": Verb("Add pictures to an index, or replace them by key.", living.add_options, living.add),
     "index delete": Verb("Delete pictures by key, or by a condition.", living.delete_options, living.delete),
     "index compact": Verb("Index what is left in one segment.", living.compact_options, living.compact),

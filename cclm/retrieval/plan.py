@@ -7,6 +7,7 @@ built (retrieval/tuning.py).
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 EXACT_BELOW = 100_000  # rows: up to here exact search is as fast as needed
 BLOCK_ROWS = 16_384  # that are held, and added, at a time
-PROCESS_BYTES = 150_000_000  # interpreter and libraries
+PROCESS_BYTES = 200_000_000  # interpreter and libraries
 POINTS_PER_CENTROID = 39  # the least that FAISS trains a centroid from without complaint
 
 _UNITS = {"": 1, "B": 1} | {
@@ -237,6 +238,4 @@ def free_memory() -> int:
     found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text()) if info.is_file() else None
     if found:
         return int(found[1]) * 1024
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

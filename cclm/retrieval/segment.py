@@ -9,11 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cclm.retrieval.builder import write_segment as write_segment
 from cclm.retrieval.manifest import INDEX_FILE, METADATA_FILE, REBUILD, Segment
 from cclm.retrieval.metadata import Metadata
 from cclm.retrieval.vectors import Found, Vectors
-from cclm.retrieval.vectors import unit as unit
 from cclm.storage import file_hash
 
 

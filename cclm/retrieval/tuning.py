@@ -9,9 +9,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from cclm.retrieval.embeddings import AGAIN, TEXTS, check_array
 from cclm.retrieval.manifest import Measured
 from cclm.retrieval.plan import Budget
 from cclm.retrieval.vectors import Vectors, best
@@ -62,6 +64,22 @@ def draw(
         own, origin = np.sort(generator.permutation(rows)[:QUERIES]), "pictures, each without itself"
         queries = chosen(blocks(), own)
     return Sample(queries, own, None if exact else _nearest(blocks(), queries, own), origin)
+
+
+def text_queries(folder: Path, dim: int) -> np.ndarray | None:
+    """Embeddings of captions (up to QUERIES, E) out of an embeddings folder; None where none were embedded."""
+    files = sorted((folder / TEXTS).glob(f"{TEXTS}_*.npy"))
+    shapes = [check_array(file) for file in files]
+    if any(width != dim for _, width in shapes):
+        raise ValueError(f"texts in {folder / TEXTS} are not all of width {dim}; {AGAIN}")
+    ends = np.cumsum([0, *(rows for rows, _ in shapes)])
+    picked = np.sort(np.random.default_rng(0).permutation(ends[-1])[:QUERIES])
+    found = [
+        np.asarray(np.load(file, mmap_mode="r", allow_pickle=False)[own - start], np.float32)
+        for file, start, own in zip(files, ends, np.split(picked, np.searchsorted(picked, ends[1:-1])), strict=False)
+        if len(own)
+    ]
+    return np.concatenate(found) if found else None
 
 
 def chosen(blocks: Iterable[np.ndarray], rows: np.ndarray) -> np.ndarray:

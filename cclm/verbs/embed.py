@@ -25,7 +25,7 @@ def add_source_options(parser: ArgumentParser, required: bool = True) -> None:
 
     `required`: whether there must be a source; without one, `given.source` is None.
     """
-    from cclm.models.encoding import EncodingOptions
+    from cclm.models.options import EncodingOptions
 
     source = "a folder of pictures, shards, a tar, a pattern, or a list of these: '[photos, shards/*.tar]'"
     parser.add_argument("--source", type=list[str] | str | None, required=required, default=None, help=source)
