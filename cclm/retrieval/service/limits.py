@@ -217,7 +217,7 @@ class Guard:
 
 
 def too_large(limit: int) -> Refused:
-    return Refused(413, "body", f"the body is over {limit} bytes; send less")
+    return Refused(413, "body", f"the body is over {limit} bytes; send less", connection="close")
 
 
 def _headed(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
