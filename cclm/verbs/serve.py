@@ -38,6 +38,7 @@ def options(parser: ArgumentParser) -> None:
 
 
 def run(given: Namespace) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)  # threads that begin later have it from here alone
     try:
         from cclm.retrieval.service import app, server
     except ModuleNotFoundError as error:
