@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 
 from cclm.errors import first_line
 from cclm.retrieval.manifest import INDEX_FILE, METADATA_FILE, VECTORS_FILE, Measured, Segment
@@ -55,6 +56,7 @@ def write_segment(
                 _write_vectors(incoming, rows, dim, path / VECTORS_FILE)
         finally:
             writer.close()
+        del incoming  # with what it has of the last part
         _give_back()
         sample = _sample(path, rows, dim, texts)
         plan, search, measured = _first_that_holds(plans, path, sample, budget)
@@ -101,7 +103,8 @@ def _unmap(block: np.ndarray) -> None:
 
 
 def _give_back() -> None:
-    """Have the C library return what was freed to the system: it would count as used until the end."""
+    """Return to the system what was freed: it would count as used until the end."""
+    pa.default_memory_pool().release_unused()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
 
@@ -140,14 +143,15 @@ def _sample(path: Path, rows: int, dim: int, texts: np.ndarray | None) -> Sample
 def _first_that_holds(plans: Sequence[Plan], path: Path, sample: Sample, budget: Budget) -> tuple[Plan, str, Measured]:
     """Build plan after plan until one reaches what is asked. Errors: ValueError that tells what came nearest."""
     failed: list[tuple[float, str]] = []
+    too_coarse = 0.0  # the highest recall expected of a plan that missed it
     for plan in plans:
-        if failed and plan.expected_recall < budget.min_recall and not budget.factory:
-            logger.info("not built, as its recall is less: %s", plan)
+        if plan.expected_recall <= too_coarse:
+            logger.info("not built, as a better one misses the recall: %s", plan)
             continue
         logger.info("building %s", plan)
         try:
             if plan.factory != "Flat":
-                _build(plan, path, budget)
+                _build(plan, path)
             vectors = Vectors(path, plan.factory, plan.search)
             search, measured = tune(vectors, sample, budget)
         except (MemoryError, RuntimeError) as error:
@@ -161,6 +165,8 @@ def _first_that_holds(plans: Sequence[Plan], path: Path, sample: Sample, budget:
         missed = _missed(measured, budget)
         if not missed or budget.factory:  # what was chosen by hand stands; the numbers tell what it reaches
             return plan, search, measured
+        if measured.recall < budget.min_recall:
+            too_coarse = max(too_coarse, plan.expected_recall)
         failed.append((measured.recall, f"{plan.factory} reached {missed}"))
         logger.warning("%s", failed[-1][1])
     nearest = max(failed)[1]
@@ -177,7 +183,7 @@ def _missed(measured: Measured, budget: Budget) -> str:
     return f"recall {measured.recall:.3f} in {measured.latency_ms:.2f} ms" if wrong else ""
 
 
-def _build(plan: Plan, path: Path, budget: Budget) -> None:
+def _build(plan: Plan, path: Path) -> None:
     """Train on a sample, add all rows, write image.index."""
     with open(path / VECTORS_FILE, "rb") as handle:
         np.lib.format.read_magic(handle)
@@ -191,6 +197,8 @@ def _build(plan: Plan, path: Path, budget: Budget) -> None:
         _train(index, blocks(), rows)
         _give_back()
     _write_index(index, blocks(), rows, path)
+    del index
+    _give_back()
 
 
 def _train(index: faiss.Index, blocks: Iterable[np.ndarray], rows: int) -> None:

@@ -153,14 +153,15 @@ class Embeddings(Sequence[Rows]):
         part = self._parts[index]
         vectors = _vectors(part)
         try:
-            table = pq.read_table(part.metadata)
+            table = pq.ParquetFile(part.metadata).read()
             entries = self._own_entries(table) if self.manifest is not None else self._foreign_entries(part, table)
         except (pa.ArrowException, KeyError, TypeError, OverflowError, UnicodeError) as error:
             raise ValueError(f"{part.metadata} is no metadata of pictures ({first_line(error)}); {AGAIN}") from None
         keys = entries["key"].combine_chunks()
-        first = np.ones(len(keys), bool)
-        if len(keys):
-            first[1:] = pc.not_equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
+        first = np.zeros(len(keys), bool)
+        first[:1] = True
+        if len(keys):  # as in `Outline`, without pandas
+            first[1:][np.from_dlpack(pc.indices_nonzero(pc.not_equal(keys[1:], keys[:-1])))] = True
         return Rows(entries, vectors) if first.all() else Rows(entries.filter(pa.array(first)), vectors[first])
 
     def _own_entries(self, table: pa.Table) -> pa.Table:

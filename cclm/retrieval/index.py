@@ -80,12 +80,14 @@ def build_index(
     check_replaceable(output, FILES)
     outline = Outline.of(parts)
     outline.check_unique()
+    width = min(outline.widths, default=0)
+    del outline  # with all keys
     with writing(output):
         former = _former(output)
         version, first_id = (former.version + 1, former.next_id) if former else (1, 0)
         segment = write_segment(parts, new_segment(output, version), first_id, budget, texts)
         manifest = IndexManifest(
-            dim=min(outline.widths),
+            dim=width,
             model_path=os.path.relpath(Path(model.path).resolve(), output.resolve()),
             model_sha256=model.sha256,
             created_by=f"faiss {faiss.__version__}",

@@ -88,7 +88,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Outline:
-    """What is to be known of rows before they are indexed; made in one pass over them."""
+    """What is to be known of rows before they are indexed; made in one pass over them.
+
+    Neither this nor `MetadataWriter` uses what of pyarrow imports pandas where that is installed, which takes 60 MB of
+    what an index may cost: `pa.array`, `pa.scalar`, `to_numpy`.
+    """
 
     keys: pa.ChunkedArray  # of all rows
     widths: set[int]  # of their embeddings
@@ -102,7 +106,7 @@ class Outline:
             chunks += rows.entries["key"].chunks
             widths |= {rows.vectors.shape[-1]} if len(rows) else set()
         keys = pa.chunked_array(chunks, pa.string())
-        missing = keys.null_count + pc.sum(pc.equal(keys, "")).as_py() if len(keys) else 0
+        missing = len(keys) - len(pc.indices_nonzero(pc.binary_length(keys)))  # absent or empty
         if missing:
             raise ValueError(f"{missing} of {len(keys)} pictures have no key; give each one of its own")
         return cls(keys, widths)
@@ -110,6 +114,8 @@ class Outline:
     def check_unique(self, cure: str = "give each picture a key of its own") -> None:
         """Errors: ValueError where a key is there twice."""
         counts = self.keys.value_counts()
+        if len(counts) == len(self.keys):
+            return
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
         if len(twice):
             raise ValueError(f"{len(twice)} keys are there more than once (first: {twice[0].as_py()!r}); {cure}")
@@ -127,23 +133,24 @@ class MetadataWriter:
         # Least and greatest values of each column of each group would be held in memory by whoever opens the file.
         self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd", write_statistics=False)
         self._next = first_id
-        self._waiting = SCHEMA.empty_table()  # less than a group
+        self._waiting: list[pa.Table] = []  # less than a group
 
     def write(self, entries: pa.Table) -> None:
         """Entries of `ENTRY_SCHEMA`; those that have an id already (`SCHEMA`) keep it."""
         if "id" not in entries.column_names:
-            ids = pa.array(np.arange(self._next, self._next + len(entries)))
+            numbers = np.arange(self._next, self._next + len(entries))
+            ids = pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])
             entries = entries.add_column(0, "id", ids)
             self._next += len(entries)
-        rows = pa.concat_tables([self._waiting, entries.select(SCHEMA.names).cast(SCHEMA)])
+        rows = pa.concat_tables([*self._waiting, entries.select(SCHEMA.names).cast(SCHEMA)])
         whole = len(rows) // _GROUP_ROWS * _GROUP_ROWS
         if whole:
             self._writer.write_table(rows.slice(0, whole), row_group_size=_GROUP_ROWS)
-        self._waiting = rows.slice(whole)
+        self._waiting = [rows.slice(whole)]
 
     def close(self) -> None:
-        if len(self._waiting):
-            self._writer.write_table(self._waiting)
+        for rows in self._waiting:
+            self._writer.write_table(rows)
         self._writer.close()
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import faiss
 
 EXACT_BELOW = 100_000  # rows: up to here exact search is as fast as needed
-BLOCK_ROWS = 16_384  # that are held, and added, at a time
-PROCESS_BYTES = 200_000_000  # interpreter and libraries
+BLOCK_ROWS = 4096  # that are held, and added, at a time
+PROCESS_BYTES = 180_000_000  # interpreter and libraries
 POINTS_PER_CENTROID = 39  # the least that FAISS trains a centroid from without complaint
 
 _UNITS = {"": 1, "B": 1} | {
@@ -95,6 +95,7 @@ _RUNGS = (
     _Rung("HNSW32,SQ8", 8, 280, 8, 0.97),  # only where single queries must be fast: slow to build
     _Rung("IVF{lists},PQ{parts}x4fs,Refine(SQfp16)", 17, 10, 1, 0.99),
     _Rung("IVF{lists},PQ{parts}x4fs,Refine(SQ8)", 9, 10, 1, 0.96),
+    _Rung("IVF{lists},PQ{parts}x4fs,Refine(SQ6)", 7, 10, 1, 0.95),
     _Rung("IVF{lists},RaBitQfs4", 4, 29, 4, 0.95),
     _Rung("IVF{lists},RaBitQfs", 1, 17, 1, 0.77),
     _Rung("IVF{lists},PQ{parts}x4fs", 1, 10, 1, 0.69),
@@ -126,7 +127,7 @@ def ladder(rows: int, dim: int, budget: Budget) -> list[Plan]:
 
 
 def _exact(dim: int) -> Plan:
-    return Plan("Flat", "", 4 * dim, 1.0, PROCESS_BYTES + 12 * dim * BLOCK_ROWS)
+    return Plan("Flat", "", 4 * dim, 1.0, _standing_bytes(dim))
 
 
 def _plan(rung: _Rung, rows: int, dim: int, memory: int) -> Plan:
@@ -136,17 +137,27 @@ def _plan(rung: _Rung, rows: int, dim: int, memory: int) -> Plan:
     lists = list_count(rows, dim, memory)
     size = rung.bits * dim / 8 + rung.fixed + 4 * dim * lists / rows * ("IVF" in rung.kind)
     held = (rung.held * dim / 8 + rung.fixed) * rows * 1.3  # lists grow by doubling
-    sample = 4 * dim * POINTS_PER_CENTROID * lists * 1.7 if "IVF" in rung.kind else 4 * dim * 65_536
-    peak = PROCESS_BYTES + 12 * dim * BLOCK_ROWS + max(sample, held, size * rows)  # it is measured in memory, at last
+    sample = _sample_bytes(dim) * lists if "IVF" in rung.kind else 4 * dim * 65_536
+    peak = _standing_bytes(dim) + max(sample, held, size * rows)  # it is measured in memory, at last
     return Plan(rung.kind.format(lists=lists, parts=parts), "", size, rung.recall, int(peak))
 
 
 def list_count(rows: int, dim: int, memory: int) -> int:
     """Inverted lists: a power of two near 4 sqrt(rows), fewer where memory holds no sample to train so many."""
     wanted = 2 ** round(math.log2(4 * math.sqrt(rows)))
-    room = max(memory - PROCESS_BYTES, 1) / 2 / (4 * dim * POINTS_PER_CENTROID)
+    room = max(memory - _standing_bytes(dim), 0) / _sample_bytes(dim)
     held = min(room, rows / POINTS_PER_CENTROID)
     return min(wanted, max(16, 2 ** int(math.log2(max(held, 1)))), _LARGEST)
+
+
+def _standing_bytes(dim: int) -> int:
+    """Of the process, and of the blocks of rows in its hands."""
+    return PROCESS_BYTES + 12 * dim * BLOCK_ROWS
+
+
+def _sample_bytes(dim: int) -> float:
+    """Of what one list is trained from, and what training makes of it."""
+    return 4 * dim * POINTS_PER_CENTROID * 1.7
 
 
 def _given(rows: int, dim: int, budget: Budget) -> Plan:
@@ -154,7 +165,7 @@ def _given(rows: int, dim: int, budget: Budget) -> Plan:
     refined = budget.factory.rpartition(",")[2]
     size = bytes_of(budget.factory, dim) + 4 * dim * _numbers(budget.factory)[0] / rows * ("IVF" in budget.factory)
     held = 0 if budget.factory == "Flat" else size * rows * (1 if "R" in refined else 1.5)
-    peak = PROCESS_BYTES + 12 * dim * BLOCK_ROWS + held
+    peak = _standing_bytes(dim) + held
     return Plan(budget.factory, budget.search, size, math.nan if budget.factory != "Flat" else 1.0, int(peak))
 
 

@@ -23,6 +23,7 @@ MAPPED_FROM = 2**30  # bytes of an index that is mapped into memory rather than 
 GATHERED_ROWS = 16_384  # at a time
 FEW_ROWS = 20_000  # of them, and of less than FEW of all, an exact search costs no more than an approximate one
 FEW = 0.02
+_WIDEST = 2**16
 
 Found: TypeAlias = tuple[np.ndarray, np.ndarray]  # scores (Q, k) float32, best first; rows (Q, k) int64, -1 for none
 
@@ -47,8 +48,7 @@ class Vectors:
     def __init__(self, folder: Path, factory: str, search: str) -> None:
         """Errors: ValueError, one line, for files that are not what `factory` says, or parameters that do not fit."""
         self._folder = folder
-        self._index = _read(folder / INDEX_FILE)
-        _check_kind(self._index, factory, folder / INDEX_FILE)
+        self._index = _read(folder / INDEX_FILE, factory)
         self._flat = flat_part(self._index)
         # (N, E) float16; mapped from now on, as a writer may remove the file of a former version
         self._stored = _mapped(folder / VECTORS_FILE) if self._flat is None else None
@@ -212,36 +212,47 @@ def _parameters(index: faiss.Index, selector: faiss.IDSelector, thinned: float) 
     return faiss.SearchParameters(sel=selector)
 
 
-def _read(path: Path) -> faiss.Index:
+def _read(path: Path, factory: str) -> faiss.Index:
     """Read a FAISS file within the bounds that its size allows: no header may ask for more memory than it can hold.
 
     The limits belong to the process, not to the call; they are set back afterwards.
     """
     import faiss
 
+    with open(path, "rb") as handle:
+        width = int.from_bytes(handle.read(8)[4:], "little")  # of every kind
+    if not 0 < width <= _WIDEST:
+        raise ValueError(f"{path} is no readable FAISS index (width {width}); {REBUILD}")
+    expected = check_factory(factory, width)
     size = path.stat().st_size
     names = ("deserialization_vector_byte_limit", "deserialization_loop_limit")
     before = {name: getattr(faiss, f"get_{name}")() for name in names}
     try:
-        faiss.set_deserialization_vector_byte_limit(size + 1)
+        faiss.set_deserialization_vector_byte_limit(max(size, _table_bytes(expected)) + 8)
         faiss.set_deserialization_loop_limit(max(1024, size // 8))  # a list takes 8 bytes in the file at the least
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if size >= MAPPED_FROM else 0)
+        flags = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE  # it is for distances, not for inner products
+        index = faiss.read_index(str(path), flags | (faiss.IO_FLAG_MMAP_IFC if size >= MAPPED_FROM else 0))
     except RuntimeError as error:
         reason = first_line(error)[:200]
         raise ValueError(f"{path} is no readable FAISS index ({reason}); {REBUILD}") from error
     finally:
         for name, value in before.items():
             getattr(faiss, f"set_{name}")(value)
-
-
-def _check_kind(index: faiss.Index, factory: str, path: Path) -> None:
-    import faiss
-
-    expected, found = _kinds(check_factory(factory, index.d)), _kinds(index)
-    if expected != found:
-        raise ValueError(f"{path} holds {'/'.join(found)}, not {factory} as manifest.json says; {REBUILD}")
+    if _kinds(expected) != _kinds(index):
+        raise ValueError(f"{path} holds {'/'.join(_kinds(index))}, not {factory} as manifest.json says; {REBUILD}")
     if index.metric_type != faiss.METRIC_INNER_PRODUCT or not index.is_trained:
         raise ValueError(f"{path} is not trained for inner products; {REBUILD}")
+    return index
+
+
+def _table_bytes(index: faiss.Index) -> int:
+    """Of the table of an inverted file of product codes, which is no part of its file, but held against the limit."""
+    import faiss
+
+    inner = _inner(index)
+    if isinstance(inner, faiss.IndexIVF) and hasattr(inner, "pq"):
+        return 4 * inner.nlist * inner.pq.M * inner.pq.ksub
+    return 0
 
 
 def _kinds(index: faiss.Index) -> list[str]:

@@ -1,0 +1,138 @@
+"""Which index is planned for which budget, and what is refused before anything is embedded."""
+
+from __future__ import annotations
+
+import math
+
+import faiss
+import numpy as np
+import pytest
+
+from cclm.retrieval.plan import (
+    EXACT_BELOW,
+    Budget,
+    bytes_of,
+    check_factory,
+    check_parameters,
+    check_search,
+    ladder,
+    list_count,
+    milliseconds,
+    size,
+    size_text,
+)
+
+MILLION, DIM = 1_000_000, 256
+
+
+def test_exact_search_of_few_rows_whatever_the_memory_may_hold() -> None:
+    assert [plan.factory for plan in ladder(EXACT_BELOW - 1, DIM, Budget())] == ["Flat"]
+    assert "Flat" not in [plan.factory for plan in ladder(EXACT_BELOW, DIM, Budget())]
+
+
+def test_each_next_plan_is_smaller_and_all_fit_the_memory() -> None:
+    plans = ladder(MILLION, DIM, Budget(max_memory=4 * 10**9))
+    sizes = [plan.bytes_per_vector for plan in plans]
+    assert len(plans) >= 5 and sizes == sorted(sizes, reverse=True)
+    assert all(plan.build_memory <= 4 * 10**9 for plan in plans)
+    assert {"PQ64x4fs,Refine(SQ8)", "RaBitQfs4"} <= {plan.factory.partition(",")[2] for plan in plans}
+
+
+def test_less_memory_cuts_the_ladder_from_its_top() -> None:
+    every, half = (
+        [plan.factory.partition(",")[2] for plan in ladder(MILLION, DIM, Budget(max_memory=memory))]
+        for memory in (4 * 10**9, 512 * 10**6)
+    )
+    assert half == every[len(every) - len(half) :] and 0 < len(half) < len(every)
+    with pytest.raises(ValueError, match=r"no index of 1000000 vectors .* the smallest, IVF.* give that as --max-mem"):
+        ladder(MILLION, DIM, Budget(max_memory=100 * 10**6))
+
+
+def test_a_graph_only_where_single_queries_must_be_fast() -> None:
+    assert ladder(MILLION, DIM, Budget(max_latency=0.5))[0].factory == "HNSW32,SQ8"
+    assert not any("HNSW" in plan.factory for plan in ladder(MILLION, DIM, Budget(max_latency=50)))
+
+
+@pytest.mark.parametrize("dim", [256, 512, 250, 10, 7])
+def test_planned_sizes_are_those_of_the_indices(dim: int) -> None:
+    for plan in ladder(MILLION, dim, Budget(max_memory=10**11, max_latency=0.5)):
+        shared = 4 * dim * list_count(MILLION, dim, 10**11) / MILLION * ("IVF" in plan.factory)
+        assert plan.bytes_per_vector == pytest.approx(bytes_of(plan.factory, dim) + shared, rel=0.12, abs=3)
+
+
+def test_a_factory_of_ones_own_is_the_whole_ladder() -> None:
+    (plan,) = ladder(1000, 64, Budget(factory="IVF8,SQ8", search="nprobe=2"))
+    assert plan.factory == "IVF8,SQ8" and plan.search == "nprobe=2" and math.isnan(plan.expected_recall)
+    assert "recall not known" in str(plan) and "IVF8,SQ8 with nprobe=2" in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("IVF4x", "is no index of width 64"),
+        ("IVF8,PQ7x4fs", "is no index of width 64"),
+        ("IVF99999999999999999999,Flat", "numbers go up to"),
+        ("IVF2000,Flat", "2000 lists for 1000 vectors"),
+    ],
+)
+def test_a_factory_that_faiss_does_not_know(factory: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        ladder(1000, 64, Budget(factory=factory))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"min_recall": 0}, "min_recall is 0"),
+        ({"min_recall": 95}, "min_recall is 95"),
+        ({"max_latency": -1}, "max_latency is -1"),
+        ({"max_latency": math.nan}, "max_latency is nan"),
+        ({"max_memory": -5}, "max_memory is -5"),
+        ({"search": "nprobe=3"}, "of no chosen index"),
+        ({"factory": "IVF8,SQ8", "search": "nprobes=3"}, "is none of nprobe"),
+    ],
+)
+def test_a_budget_that_is_none(given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Budget(**given)
+
+
+@pytest.mark.parametrize(
+    "search", ["nprobe=0", "nprobe=-1", "nprobe=1e99", "k_factor_rf=100000", "nprobe", "verbose=1"]
+)
+def test_search_parameters_that_would_take_any_amount(search: str) -> None:
+    with pytest.raises(ValueError, match="search parameter"):
+        check_search(search)
+
+
+def test_search_parameters_that_an_index_has_not() -> None:
+    check_parameters("IVF8,PQ16x4fs,Refine(SQ8)", "nprobe=4,k_factor_rf=8", 64)
+    with pytest.raises(ValueError, match=r"'efSearch=16' do not fit an index 'IVF8,SQ8'"):
+        check_parameters("IVF8,SQ8", "efSearch=16", 64)
+
+
+def test_an_empty_index_of_a_kind_is_for_inner_products() -> None:
+    index = check_factory("IVF8,SQ8", 64)
+    assert index.metric_type == faiss.METRIC_INNER_PRODUCT and index.ntotal == 0 and index.d == 64
+    assert bytes_of("HNSW16,SQ8", 64) == pytest.approx(64 + 4 * 33 + 12, rel=0.1)
+
+
+def test_sizes_and_durations_as_people_write_them() -> None:
+    assert [size(text) for text in ("512MB", "2GB", "300MiB", "1e9", "1.5 kb", "7")] == [
+        512 * 10**6, 2 * 10**9, 300 * 2**20, 10**9, 1500, 7,
+    ]  # fmt: skip
+    assert [milliseconds(text) for text in ("5", "5ms", "0.2s")] == [5, 5, 200]
+    assert [size_text(count) for count in (512 * 10**6, 2.4 * 10**9)] == ["512 MB", "2.4 GB"]
+    for wrong in ("", "MB", "-1MB", "5 elephants", "1e999GB"):
+        with pytest.raises(ValueError, match="is no size"):
+            size(wrong)
+    for wrong in ("", "5 min", "-1"):
+        with pytest.raises(ValueError, match="is no duration"):
+            milliseconds(wrong)
+
+
+def test_lists_grow_with_the_root_of_rows_and_no_more_than_memory_trains() -> None:
+    counts = [list_count(rows, DIM, 10**11) for rows in (10**5, 10**6, 10**7, 10**8)]
+    assert counts == sorted(set(counts)) and all(np.log2(count) % 1 == 0 for count in counts)
+    assert list_count(10**8, DIM, 500 * 10**6) < counts[-1]
