@@ -1,4 +1,7 @@
-"""Opening images from untrusted bytes: header first, three formats, a pixel cap; jpegs decoded near the used size."""
+"""Opening images from untrusted bytes: header first, three formats, a pixel cap; jpegs decoded near the used size.
+
+Pictures stand upright, as their camera noted: what a model sees, and what sizes and boxes count, is what people see.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from cclm.errors import SampleError
 
 PIXELS = 64_000_000  # decoded cap; a PNG of a few kB can claim far more
 FORMATS = ("JPEG", "PNG", "WEBP")
+_ORIENTATION = 0x0112  # EXIF: 1 as stored, 5 to 8 lying on a side
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()  # from 2 on
 _EXIF, _TAKEN = 0x8769, 0x9003  # EXIF's own directory, and DateTimeOriginal in it
 
 
@@ -28,8 +33,23 @@ def open_header(data: bytes) -> Image.Image:
 
 
 def check_header(data: bytes) -> tuple[int, int]:
-    """(width, height) by the header alone. Errors: SampleError."""
-    return open_header(data).size
+    """(width, height) by the header alone, of the upright picture. Errors: SampleError."""
+    return upright_size(open_header(data))
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) as the picture is seen."""
+    return image.size if _orientation(image) < 5 else (image.height, image.width)
+
+
+def _orientation(image: Image.Image) -> int:
+    if "exif" not in image.info:  # asking a PNG without it would decode all of it
+        return 1
+    try:
+        found = int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # broken in any of the ways in which such data can be
+        return 1
+    return found if 1 <= found <= 8 else 1
 
 
 def open_image(data: bytes, size: int | None = None) -> Image.Image:
@@ -48,11 +68,14 @@ def decoded(image: Image.Image, size: int | None = None) -> Image.Image:
 
 
 def opaque(image: Image.Image) -> Image.Image:
-    """Decoded, in RGB; the colour of transparent pixels is laid on white. Errors: SampleError."""
+    """Decoded, upright, in RGB; the colour of transparent pixels is laid on white. Errors: SampleError."""
     if not image.width or not image.height:
         raise SampleError("image without pixels")
     try:
         image.load()
+        if (orientation := _orientation(image)) > 1:
+            image = image.transpose(Image.Transpose[_TURNS[orientation - 2]])
+            del image.info["exif"]  # whoever asks again finds it upright
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))

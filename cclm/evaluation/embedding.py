@@ -21,7 +21,7 @@ from torch import Tensor
 from cclm.data.folder import LocatedPicture, Place, SourcePart, printable
 from cclm.errors import SampleError
 from cclm.evaluation.encoding import texts_of
-from cclm.images import decoded, open_header, taken_at
+from cclm.images import decoded, open_header, taken_at, upright_size
 from cclm.models.encoding import EncodingOptions, encode_texts, image_batches
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor
@@ -126,7 +126,7 @@ class PartEmbedder:
                 wanted = ", ".join(self._options.languages or ()) or "any language"
                 raise SampleError(f"image without a text in {wanted}")
             image = open_header(record.image)
-            size, taken = image.size, taken_at(image)
+            size, taken = upright_size(image), taken_at(image)
             (pixels,) = self._processor.images([decoded(image, self._processor.image_size)])
         except SampleError as error:
             return found, error

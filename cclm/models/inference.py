@@ -241,5 +241,6 @@ def progress_bar(steps: int | None, wanted: bool | None = None) -> Progress:
     console = Console(stderr=True, force_terminal=wanted)
     drawn = (steps is None or steps > 1) if wanted is None else wanted
     columns = ("{task.description}", progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
-    seen = console.is_terminal or console.is_jupyter
-    return progress.Progress(*columns, console=console, transient=True, disable=not (drawn and seen))
+    shown = drawn and (console.is_terminal or console.is_jupyter)
+    # `auto_refresh` starts a thread for every bar, the hidden ones too.
+    return progress.Progress(*columns, console=console, transient=True, disable=not shown, auto_refresh=shown)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+from PIL import Image, ImageOps
 
 from cclm.data.records import SampleError, decode_image_record, decode_text_records
-from cclm.images import check_header, open_image
+from cclm.images import check_header, opaque, open_image
 from tests.data.conftest import picture
 
 
@@ -95,6 +97,31 @@ def test_jpegs_decode_near_the_wanted_size() -> None:
     assert open_image(picture(1, 640), 320).size == (320, 320)
     assert open_image(picture(1, 640), 321).size == (640, 640)
     assert open_image(picture(1, 640, "PNG"), 100).size == (640, 640)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_pictures_stand_upright(kind: str, orientation: int) -> None:
+    upright = Image.new("RGB", (64, 32))
+    upright.paste((255, 255, 255), (0, 0, 32, 16))  # only the upper left quarter is white
+    undone = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)  # what a camera held that way stores
+    stored = ImageOps.exif_transpose(_noted(upright, undone, kind))
+    data = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(data, kind, exif=exif)
+    assert check_header(data.getvalue()) == (64, 32)
+    found = open_image(data.getvalue())
+    assert opaque(found).size == found.size == (64, 32)  # turned once, whoever asks again
+    corners = [opaque(found).getpixel(place)[0] > 128 for place in ((4, 4), (60, 4), (4, 28), (60, 28))]
+    assert corners == [True, False, False, False]
+
+
+def _noted(image: Image.Image, orientation: int, kind: str) -> Image.Image:
+    data, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(data, kind, exif=exif)
+    return Image.open(data)
 
 
 def test_transparency_is_laid_on_white() -> None:
