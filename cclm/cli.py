@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cclm.errors import printable
 from cclm.verbs import convert, data, embed, evaluate, index, living, search, serve
 from cclm.verbs.iglue import check as iglue_check
 from cclm.verbs.iglue import evaluate as iglue_evaluate
@@ -73,6 +74,10 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")  # refused by us, in our own words
     try:
         _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what we print has seen enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to be flushed at the end goes there
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError, TypeError) as error:
         if os.environ.get("CCLM_LOG") == "DEBUG":
             raise
@@ -99,7 +104,7 @@ def _keep_freed_memory() -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def _run(arguments: list[str]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from cclm.data.records import IMAGE_SUFFIXES, MEMBER_BYTES, TEXT_BYTES, parse_text
 from cclm.data.shards import MANIFEST, decode_sample, list_shards
 from cclm.data.tars import Sample, ShardFile, index_shard
-from cclm.errors import SampleError
+from cclm.errors import SampleError, printable
 from cclm.types import Record
 
 
@@ -128,11 +128,6 @@ class ShardPicture:
 
 
 LocatedPicture = FilePicture | ShardPicture
-
-
-def printable(name: str) -> str:
-    """A file name as it may be shown and stored: bytes that are no Unicode as question marks."""
-    return name.encode(errors="replace").decode()
 
 
 def find_pictures(source: str | list[str], per_part: int = 1000) -> Pictures:

@@ -18,8 +18,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from cclm.data.folder import LocatedPicture, Place, SourcePart, printable
-from cclm.errors import SampleError
+from cclm.data.folder import LocatedPicture, Place, SourcePart
+from cclm.errors import SampleError, printable
 from cclm.evaluation.encoding import texts_of
 from cclm.images import decoded, open_header, taken_at, upright_size
 from cclm.models.encoding import EncodingOptions, encode_texts, image_batches
