@@ -73,6 +73,8 @@ def opaque(image: Image.Image) -> Image.Image:
         raise SampleError("image without pixels")
     try:
         image.load()
+        if image.mode.startswith("I"):
+            image = _eight_bits(image)
         if (orientation := _orientation(image)) > 1:
             image = image.transpose(Image.Transpose[_TURNS[orientation - 2]])
             del image.info["exif"]  # whoever asks again finds it upright
@@ -83,6 +85,14 @@ def opaque(image: Image.Image) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:
         raise SampleError("image not readable") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits in 8: Pillow's own conversion takes all but the darkest 256th for white."""
+    grey = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if isinstance(clear := image.info.get("transparency"), int):
+        grey.info["transparency"] = clear // 257
+    return grey
 
 
 def taken_at(image: Image.Image) -> datetime | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 
+import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
@@ -135,3 +136,20 @@ def test_transparency_is_laid_on_white() -> None:
         image = open_image(out.getvalue())
         assert image.mode == "RGB"
         assert image.getpixel((0, 0)) == ((255, 0, 0) if colour[-1] else (255, 255, 255))
+
+
+def test_grey_of_16_bits_is_that_of_8_bits() -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+    def png(values: np.ndarray, **more: object) -> bytes:
+        out = io.BytesIO()
+        Image.fromarray(values).save(out, "PNG", **more)
+        return out.getvalue()
+
+    deep, eight = grey.astype(np.uint16) * 257, np.asarray(open_image(png(grey)))
+    assert np.array_equal(open_image(png(deep)), eight)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert np.array_equal(open_image(png(deep, exif=exif)), np.rot90(eight, -1))
+    clear = np.asarray(open_image(png(deep, transparency=514)))
+    assert clear[0, 2].tolist() == [255] * 3 and clear[0, 3].tolist() == [3] * 3
