@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cclm.errors import first_line
+from cclm.retrieval.among import Found, Lists, in_graph, inner_of, nothing, parameters, probes
 from cclm.retrieval.manifest import INDEX_FILE, REBUILD, VECTORS_FILE
 from cclm.retrieval.plan import check_factory, check_search
 
@@ -24,8 +26,6 @@ GATHERED_ROWS = 16_384  # at a time
 FEW_ROWS = 20_000  # of them, and of less than FEW of all, an exact search costs no more than an approximate one
 FEW = 0.02
 _WIDEST = 2**16
-
-Found: TypeAlias = tuple[np.ndarray, np.ndarray]  # scores (Q, k) float32, best first; rows (Q, k) int64, -1 for none
 
 
 def unit(vectors: np.ndarray, name: str) -> np.ndarray:
@@ -66,7 +66,7 @@ class Vectors:
         """What can be tuned: "ivf", "hnsw" or ""; the number of lists; whether candidates are refined."""
         import faiss
 
-        inner, refined = _inner(self._index), isinstance(self._index, faiss.IndexRefine)
+        inner, refined = inner_of(self._index), isinstance(self._index, faiss.IndexRefine)
         if isinstance(inner, faiss.IndexIVF):
             return "ivf", inner.nlist, refined
         return "hnsw" if isinstance(inner, faiss.IndexHNSW) else "", 0, refined
@@ -84,21 +84,22 @@ class Vectors:
             ) from error
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
-        """The nearest rows of queries (Q, E) of unit norm.
+        """The k nearest rows of queries (Q, E) of unit norm; all of them where there are fewer.
 
         `allowed`: (N,) bool, the rows to search among. Where these are few, the result is exact whatever the index.
         """
-        import faiss
-
-        if allowed is None:
-            if self._flat is self._index:
-                return _shared(lambda some: self._index.search(some, k), queries)
-            return self._index.search(queries, k)
-        count = int(np.count_nonzero(allowed))
-        if self._by_hand(count, len(queries)):
-            return _shared(lambda some: self._among(some, k, np.flatnonzero(allowed)), queries)
-        selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-        return self._index.search(queries, k, params=_parameters(self._index, selector, len(self) / count))
+        if allowed is None and self._flat is self._index:
+            return _shared(lambda some: self._index.search(some, k), queries)
+        count = len(self) if allowed is None else int(np.count_nonzero(allowed))
+        if allowed is not None and self._by_hand(count, len(queries)):
+            return self._exact(queries, k, allowed)
+        found = self._index.search(queries, k) if allowed is None else self._widened(queries, k, allowed)
+        for again in (self._widened, self._exact):
+            short = np.flatnonzero((found[1] >= 0).sum(1) < min(k, count))
+            if len(short):
+                allowed = np.ones(len(self), bool) if allowed is None else allowed
+                _put(found, short, again(queries[short], k, allowed))
+        return found
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The embeddings (R, E) float32 of these rows."""
@@ -117,14 +118,37 @@ class Vectors:
 
         if self._flat is self._index:  # it would not use BLAS
             return count == 0 or queries >= faiss.cvar.distance_compute_blas_threshold
-        takes_no_selector = isinstance(_inner(self._index), faiss.IndexFastScan)
+        takes_no_selector = isinstance(inner_of(self._index), faiss.IndexFastScan)
         return count <= max(FEW_ROWS, FEW * len(self)) or takes_no_selector
+
+    @cached_property
+    def _lists(self) -> Lists:
+        return Lists(inner_of(self._index))
+
+    def _widened(self, queries: np.ndarray, k: int, allowed: np.ndarray) -> Found:
+        """Approximately, each query as wide as the allowed rows around it demand."""
+        import faiss
+
+        kind = self.shape[0]
+        if kind == "hnsw":
+            return in_graph(self._index, queries, k, allowed)
+        selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        if not kind:
+            return self._index.search(queries, k, params=parameters(self._index, selector))
+        found, widths = nothing(len(queries), k), probes(self._index, self._lists, queries, k, allowed)
+        for width in np.unique(widths).tolist():
+            some = np.flatnonzero(widths == width)
+            _put(found, some, self._index.search(queries[some], k, params=parameters(self._index, selector, width)))
+        return found
+
+    def _exact(self, queries: np.ndarray, k: int, allowed: np.ndarray) -> Found:
+        rows = np.flatnonzero(allowed)
+        return _shared(lambda some: self._among(some, k, rows), queries)
 
     def _among(self, queries: np.ndarray, k: int, rows: np.ndarray) -> Found:
         import faiss
 
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        found = np.full((len(queries), k), -1)
+        scores, found = nothing(len(queries), k)
         for start in range(0, len(rows), GATHERED_ROWS):
             some = rows[start : start + GATHERED_ROWS]
             own, places = faiss.knn(queries, self.take(some), min(k, len(some)), metric=faiss.METRIC_INNER_PRODUCT)
@@ -178,38 +202,10 @@ def _shared(search: Callable[[np.ndarray], Found], queries: np.ndarray) -> Found
     return np.concatenate([scores for scores, _ in found]), np.concatenate([rows for _, rows in found])
 
 
-def _inner(index: faiss.Index) -> faiss.Index:
-    """The index that is searched within wrappers."""
-    import faiss
-
-    if isinstance(index, faiss.IndexRefine):
-        return _inner(faiss.downcast_index(index.base_index))
-    if isinstance(index, faiss.IndexPreTransform):
-        return _inner(faiss.downcast_index(index.index))
-    return index
-
-
-def _parameters(index: faiss.Index, selector: faiss.IDSelector, thinned: float) -> faiss.SearchParameters:
-    """The parameters that the index has, and the selector. Where it leaves one row of `thinned`, the search is that
-    much wider: as many rows are compared as without it.
-    """
-    import faiss
-
-    if isinstance(index, faiss.IndexRefine):
-        base = _parameters(faiss.downcast_index(index.base_index), selector, thinned)
-        return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=base)
-    if isinstance(index, faiss.IndexPreTransform):
-        base = _parameters(faiss.downcast_index(index.index), selector, thinned)
-        return faiss.SearchParametersPreTransform(index_params=base)
-    if isinstance(index, faiss.IndexIVF):
-        probes = min(index.nlist, int(np.ceil(index.nprobe * thinned)))
-        if isinstance(index, faiss.IndexIVFRaBitQ):
-            return faiss.IVFRaBitQSearchParameters(nprobe=probes, qb=index.qb, sel=selector)
-        return faiss.SearchParametersIVF(nprobe=probes, sel=selector)
-    if isinstance(index, faiss.IndexHNSW):
-        width = min(index.ntotal, int(np.ceil(index.hnsw.efSearch * thinned)))
-        return faiss.SearchParametersHNSW(efSearch=width, sel=selector)
-    return faiss.SearchParameters(sel=selector)
+def _put(found: Found, places: np.ndarray, some: Found) -> None:
+    """What some queries found, at their places among all."""
+    for into, values in zip(found, some, strict=True):
+        into[places] = values
 
 
 def _read(path: Path, factory: str) -> faiss.Index:
@@ -249,7 +245,7 @@ def _table_bytes(index: faiss.Index) -> int:
     """Of the table of an inverted file of product codes, which is no part of its file, but held against the limit."""
     import faiss
 
-    inner = _inner(index)
+    inner = inner_of(index)
     if isinstance(inner, faiss.IndexIVF) and hasattr(inner, "pq"):
         return 4 * inner.nlist * inner.pq.M * inner.pq.ksub
     return 0

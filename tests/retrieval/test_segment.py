@@ -38,6 +38,16 @@ def normal(rows: int, seed: int) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
+AMONG = {
+    "HNSW8,Flat": "efSearch=24",
+    "IVF128,Flat": "nprobe=3",
+    "IVF128,PQ16x4fs,Refine(SQ8)": "nprobe=3,k_factor_rf=16",
+    "IVF128,RaBitQfs4": "nprobe=3",
+    "PCA24,IVF128,SQ8": "nprobe=3",
+}
+CLUSTER = np.random.default_rng(0).integers(50, size=40_000)
+CLUSTERED = (normal(50, 5)[CLUSTER] + 0.6 * normal(40_000, 6)).astype(np.float32)
+CLUSTERED /= np.linalg.norm(CLUSTERED, axis=1, keepdims=True)
 VECTORS, QUERIES = normal(ROWS, 0), normal(50, 1)
 
 
@@ -100,12 +110,53 @@ def test_a_selector_keeps_the_parameters_of_the_search(
     monkeypatch.setattr(searched, "FEW", 0)
     opened = OpenSegment(place / segments[kind].name, segments[kind])
     scores, rows = opened.search(QUERIES[:5], 10)  # so few that Flat takes a selector too
-    if kind != "PQ8x4fs,RFlat":  # takes none: is searched exactly
+    if kind not in ("PQ8x4fs,RFlat", "HNSW16,SQ8"):  # takes none, is as much work: are searched exactly
         assert (opened.search(QUERIES[:5], 10, np.ones(ROWS, bool))[1] == rows).all()
     allowed = np.random.default_rng(2).random(ROWS) < 0.3
     _, rows = opened.search(QUERIES, 10, allowed)
     assert allowed[rows[rows >= 0]].all() and (rows >= 0).mean() > 0.99
     assert recall(exact(allowed), rows) > (0.999 if kind == "Flat" else 0.7)
+
+
+@pytest.fixture(scope="module", params=AMONG)
+def opened_kind(request: pytest.FixtureRequest, place: Path) -> Vectors:
+    """Clusters, so many rows that a half of them is not compared row by row."""
+    folder = place / f"among {request.param}"
+    folder.mkdir()
+    index = check_factory(request.param, DIM)
+    index.train(CLUSTERED[::4].copy())
+    index.add(CLUSTERED)
+    faiss.write_index(index, str(folder / "image.index"))
+    np.save(folder / "vectors.npy", CLUSTERED.astype("f2"))
+    return Vectors(folder, request.param, AMONG[request.param])
+
+
+@pytest.mark.parametrize("chosen", ["other clusters", "any half", "all but one cluster"])
+def test_among_some_rows_as_much_is_found_as_among_all(opened_kind: Vectors, chosen: str) -> None:
+    allowed = {
+        "other clusters": CLUSTER >= 24,
+        "any half": np.random.default_rng(4).random(len(CLUSTER)) < 0.55,
+        "all but one cluster": CLUSTER != 0,
+    }[chosen]
+    assert np.count_nonzero(allowed) > searched.FEW_ROWS
+    queries = CLUSTERED[~allowed][:60]
+
+    def reached(rows: np.ndarray, among: np.ndarray) -> float:
+        scores = np.where(among, queries @ CLUSTERED.T, -np.inf)
+        return recall(np.argpartition(-scores, 10)[:, :10], rows)
+
+    _, rows = opened_kind.search(queries, 10, allowed)
+    assert allowed[rows].all() and (rows >= 0).all()
+    everything = np.ones(len(allowed), bool)
+    assert reached(rows, allowed) > reached(opened_kind.search(queries, 10)[1], everything) - 0.06
+
+
+def test_as_many_are_found_as_are_asked_for(opened_kind: Vectors) -> None:
+    allowed = CLUSTER >= 24
+    for among in (None, allowed):
+        scores, rows = opened_kind.search(CLUSTERED[:3], 4000, among)
+        assert (rows >= 0).all() and all(len(set(row)) == 4000 for row in rows.tolist())
+        assert (np.diff(scores, axis=1) <= 0).all() and (among is None or allowed[rows].all())
 
 
 def test_deleted_rows_are_never_found(place: Path, segments: dict[str, Segment]) -> None:
