@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NEAREST = ".nearest"  # index so far
+
 
 def write_segment(
     parts: Sequence[Rows],
@@ -36,12 +38,14 @@ def write_segment(
     first_id: int = 0,
     budget: Budget | None = None,
     texts: np.ndarray | None = None,
+    strict: bool = False,
 ) -> Segment:
     """Index the rows of `parts` in a new segment folder; their ids count from `first_id` where they have none.
 
     Vectors are scaled to unit norm. `parts` are read twice, one at a time. `texts`: embeddings of queries to measure
-    with (Q, E); rows themselves by default. Errors: ValueError for no rows, NaN, infinity or zeros, changing widths,
-    and where no index holds the budget.
+    with (Q, E); rows themselves by default. Where none that fits the memory reaches the budget's recall and latency,
+    the nearest is taken, with a warning, unless `strict`. Errors: ValueError for no rows, NaN, infinity or zeros,
+    changing widths, and where no index holds the budget.
     """
     budget = budget or Budget()
     rows, dim = _survey(parts)
@@ -59,9 +63,9 @@ def write_segment(
         del incoming  # with what it has of the last part
         _give_back()
         sample = _sample(path, rows, dim, texts)
-        plan, search, measured = _first_that_holds(plans, path, sample, budget)
-        if plan.factory != "Flat" and _is_exact(plan.factory, dim):
-            (path / VECTORS_FILE).unlink()
+        plan, search, measured = _first_that_holds(plans, path, sample, budget, strict)
+        if _is_exact(plan.factory, dim):
+            (path / VECTORS_FILE).unlink(missing_ok=True)
         files = {file.name: file_hash(file) for file in sorted(path.iterdir())}
         size = (path / INDEX_FILE).stat().st_size
     return Segment(folder.name, rows, plan.factory, search, size / rows, files, measured=measured)
@@ -140,41 +144,66 @@ def _sample(path: Path, rows: int, dim: int, texts: np.ndarray | None) -> Sample
     return draw(blocks, rows, texts, exact=True)
 
 
-def _first_that_holds(plans: Sequence[Plan], path: Path, sample: Sample, budget: Budget) -> tuple[Plan, str, Measured]:
-    """Build plan after plan until one reaches what is asked. Errors: ValueError that tells what came nearest."""
-    failed: list[tuple[float, str]] = []
+def _first_that_holds(
+    plans: Sequence[Plan], path: Path, sample: Sample, budget: Budget, strict: bool
+) -> tuple[Plan, str, Measured]:
+    """Build plan after plan until one reaches what is asked, or else keep the nearest.
+
+    Errors: ValueError that tells what came nearest, where `strict`, or where none is built.
+    """
+    nearest: tuple[Plan, str, Measured] | None = None
     too_coarse = 0.0  # the highest recall expected of a plan that missed it
     for plan in plans:
         if plan.expected_recall <= too_coarse:
             logger.info("not built, as a better one misses the recall: %s", plan)
             continue
-        logger.info("building %s", plan)
-        try:
-            if plan.factory != "Flat":
-                _build(plan, path)
-            vectors = Vectors(path, plan.factory, plan.search)
-            search, measured = tune(vectors, sample, budget)
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and "bad_alloc" not in str(error):
-                raise ValueError(f"index {plan.factory} cannot be built ({first_line(error)[:200]})") from error
-            failed.append((0.0, f"{plan.factory} took more memory than there is"))
-            logger.warning("%s", failed[-1][1])
+        tried = _tried(plan, path, sample, budget)
+        if tried is None:
             continue
-        finally:
-            _give_back()
-        missed = _missed(measured, budget)
-        if not missed or budget.factory:  # what was chosen by hand stands; the numbers tell what it reaches
-            return plan, search, measured
+        measured = tried[1]
+        if not _missed(measured, budget) or budget.factory:  # chosen by hand, it stands; the numbers tell what it is
+            (path / _NEAREST).unlink(missing_ok=True)
+            return plan, *tried
+        logger.warning("%s reached %s", plan.factory, _missed(measured, budget))
         if measured.recall < budget.min_recall:
             too_coarse = max(too_coarse, plan.expected_recall)
-        failed.append((measured.recall, f"{plan.factory} reached {missed}"))
-        logger.warning("%s", failed[-1][1])
-    nearest = max(failed)[1]
-    raise ValueError(
-        f"no index reaches recall {budget.min_recall} within {budget.max_latency or 'any'} ms and "
-        f"{size_text(budget.memory)} of memory; nearest: {nearest}; ask for less of --min-recall, or give more "
-        "--max-memory or --max-latency"
+        if nearest is None or _nearness(measured, budget) > _nearness(nearest[2], budget):
+            nearest = plan, *tried
+            (path / INDEX_FILE).replace(path / _NEAREST)
+    asked = (
+        f"recall {budget.min_recall} within {budget.max_latency or 'any'} ms and {size_text(budget.memory)} of memory"
     )
+    cure = "ask for less of --min-recall, or give more --max-memory or --max-latency"
+    if nearest is None:
+        raise ValueError(f"no index reaches {asked}: each took more memory than there is; {cure}")
+    plan, _, measured = nearest
+    told = f"no index reaches {asked}; nearest: {plan.factory} reached {_missed(measured, budget)}; {cure}"
+    if strict:
+        raise ValueError(told)
+    logger.warning("%s; that one is taken", told)
+    (path / _NEAREST).replace(path / INDEX_FILE)
+    return nearest
+
+
+def _tried(plan: Plan, path: Path, sample: Sample, budget: Budget) -> tuple[str, Measured] | None:
+    """Build it, and measure what it reaches with which search parameters; None where memory does not suffice."""
+    logger.info("building %s", plan)
+    try:
+        if (path / VECTORS_FILE).exists():
+            _build(plan, path)
+        return tune(Vectors(path, plan.factory, plan.search), sample, budget)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "bad_alloc" not in str(error):
+            raise ValueError(f"index {plan.factory} cannot be built ({first_line(error)[:200]})") from error
+        logger.warning("%s took more memory than there is", plan.factory)
+        return None
+    finally:
+        _give_back()
+
+
+def _nearness(measured: Measured, budget: Budget) -> tuple[float, float]:
+    """The recall, of which none is wanted above what is asked for, and then the speed."""
+    return min(measured.recall, budget.min_recall), -measured.latency_ms
 
 
 def _missed(measured: Measured, budget: Budget) -> str:

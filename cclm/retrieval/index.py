@@ -67,12 +67,14 @@ def build_index(
     data: str = "",
     budget: Budget | None = None,
     texts: np.ndarray | None = None,
+    strict: bool = False,
 ) -> IndexManifest:
     """Write an index folder; a former one stands until this is complete.
 
     `budget`: what the index may cost and should reach. `texts`: queries (Q, E) to measure it with, its own rows if none
-    are given. Errors: ValueError for a budget that no index holds, no rows, NaN or infinity, changing widths, a key
-    that is there twice, a folder that holds something else, or that another process is changing.
+    are given. `strict`: fail where none reaches the budget, rather than take the nearest. Errors: ValueError for a
+    budget that no index holds, no rows, NaN or infinity, changing widths, a key that is there twice, a folder that
+    holds something else, or that another process is changing.
     """
     import faiss
 
@@ -85,7 +87,7 @@ def build_index(
     with writing(output):
         former = _former(output)
         version, first_id = (former.version + 1, former.next_id) if former else (1, 0)
-        segment = write_segment(parts, new_segment(output, version), first_id, budget, texts)
+        segment = write_segment(parts, new_segment(output, version), first_id, budget, texts, strict)
         manifest = IndexManifest(
             dim=width,
             model_path=os.path.relpath(Path(model.path).resolve(), output.resolve()),

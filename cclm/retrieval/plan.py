@@ -1,4 +1,5 @@
-"""Which kind of index to build under a budget of memory, recall and latency: a ladder of plans, the next one smaller.
+"""Which kind of index to build under a budget of memory, recall and latency: a ladder of plans, the next one smaller,
+and exact search, if it fits, for vectors of which none of them finds what is near.
 
 The numbers that plans start from were measured on mixtures of clusters; what an index reaches is measured when it is
 built (retrieval/tuning.py).
@@ -104,7 +105,7 @@ HNSW_LATENCY = 1.0  # ms
 
 
 def ladder(rows: int, dim: int, budget: Budget) -> list[Plan]:
-    """The plans that fit the budget's memory, the best first, each next one smaller.
+    """The plans that fit the budget's memory, the best first, each next one smaller; the last is exact search.
 
     Errors: ValueError, one line, for a factory string that FAISS does not know, and where nothing fits: names what
     would.
@@ -112,10 +113,10 @@ def ladder(rows: int, dim: int, budget: Budget) -> list[Plan]:
     if budget.factory:
         return [_given(rows, dim, budget)]
     if rows < EXACT_BELOW:
-        plans = [_exact(dim)]
+        plans = [_exact(dim, 0)]  # whatever there is: no other is smaller than its blocks of rows
     else:
         rungs = [rung for rung in _RUNGS if rung.kind[0] != "H" or 0 < budget.max_latency < HNSW_LATENCY]
-        plans = [_plan(rung, rows, dim, budget.memory) for rung in rungs]
+        plans = [*(_plan(rung, rows, dim, budget.memory) for rung in rungs), _exact(dim, rows)]
     fitting = [plan for plan in plans if plan.build_memory <= budget.memory]
     if not fitting:
         least = min(plans, key=lambda plan: plan.build_memory)
@@ -126,8 +127,8 @@ def ladder(rows: int, dim: int, budget: Budget) -> list[Plan]:
     return fitting
 
 
-def _exact(dim: int) -> Plan:
-    return Plan("Flat", "", 4 * dim, 1.0, _standing_bytes(dim))
+def _exact(dim: int, rows: int) -> Plan:
+    return Plan("Flat", "", 4 * dim, 1.0, _standing_bytes(dim) + 4 * dim * rows)
 
 
 def _plan(rung: _Rung, rows: int, dim: int, memory: int) -> Plan:
@@ -177,7 +178,7 @@ def bytes_of(factory: str, dim: int) -> float:
     if isinstance(index, faiss.IndexHNSW):
         storage = faiss.downcast_index(index.storage)
         return storage.sa_code_size() + 4 * (index.hnsw.cum_nb_neighbors(1) + 1) + 12
-    return index.sa_code_size() + 8
+    return index.sa_code_size() + 8 * ("IVF" in factory)  # whose lists hold row numbers
 
 
 def check_factory(factory: str, dim: int, rows: int | None = None) -> faiss.Index:

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import faiss
@@ -15,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cclm.cli import main
-from cclm.retrieval import builder, plan
+from cclm.retrieval import builder, plan, tuning
 from cclm.retrieval.builder import write_segment
-from cclm.retrieval.embeddings import METADATA_SCHEMA, EmbeddingsManifest, part_files
+from cclm.retrieval.embeddings import METADATA_SCHEMA, EmbeddingsManifest
 from cclm.retrieval.index import ImageIndex
 from cclm.retrieval.metadata import Entry, Rows
+from cclm.retrieval.parts import EmbeddedRows, PartTask, write_part
 from cclm.retrieval.plan import Budget, check_factory
 from cclm.retrieval.segment import OpenSegment
 from cclm.retrieval.tuning import text_queries
@@ -139,8 +141,32 @@ def test_what_no_index_reaches_is_told_in_one_line_and_nothing_is_left(tmp_path:
     with pytest.raises(
         ValueError, match=r"no index reaches recall 0.5 within 1e-06 ms .* nearest: \S+ reached recall [01]\.\d+"
     ) as caught:
-        write_segment(parts_of(vectors), tmp_path / "s", budget=Budget(min_recall=0.5, max_latency=1e-6))
+        write_segment(parts_of(vectors), tmp_path / "s", budget=Budget(min_recall=0.5, max_latency=1e-6), strict=True)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("approximate")
+def test_where_none_reaches_it_the_nearest_is_taken_and_tells(
+    tmp_path: Path, vectors: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    segment = write_segment(parts_of(vectors), tmp_path / "s", budget=Budget(min_recall=0.8, max_latency=1e-6))
+    assert "nearest" in caplog.text and "that one is taken" in caplog.text
+    assert set(segment.files) <= {"image.index", "metadata.parquet", "vectors.npy"}
+    reached = recall(exact(vectors[:100], vectors), found_in(tmp_path / "s", segment, vectors[:100]))
+    assert (
+        segment.measured is not None and reached == pytest.approx(segment.measured.recall, abs=0.15) and reached > 0.7
+    )
+
+
+@pytest.mark.usefixtures("approximate")
+def test_vectors_without_any_order_are_searched_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_PROBES", (1, 2))  # as if there were many lists
+    scattered = np.random.default_rng(0).standard_normal((4000, DIM)).astype(np.float32)
+    segment = write_segment(parts_of(scattered), tmp_path / "s", strict=True)
+    assert segment.factory == "Flat" and set(segment.files) == {"image.index", "metadata.parquet"}
+    assert segment.measured is not None and segment.measured.recall == 1
+    unit_norm = scattered / np.linalg.norm(scattered, axis=1, keepdims=True)
+    assert (found_in(tmp_path / "s", segment, unit_norm[:50])[:, 0] == np.arange(50)).all()
 
 
 def test_what_was_chosen_by_hand_stands_and_is_measured(tmp_path: Path, vectors: np.ndarray) -> None:
@@ -252,10 +278,8 @@ def test_embeddings_are_indexed_without_torch_or_pandas(tmp_path: Path, vectors:
     rows = Rows.of([entry_of(f"k{number}") for number in range(200)], vectors[:200])
     columns = {name: [None] * 200 for name in ("image_path", "caption", "language")}
     columns |= {name: rows.entries[name] for name in rows.entries.column_names}
-    for file in (files := part_files(tmp_path / "embeddings", "0", texts=False)).values():
-        file.parent.mkdir(parents=True)
-    np.save(files["img_emb"], rows.vectors)
-    pq.write_table(pa.table(columns, METADATA_SCHEMA), files["metadata"])
+    embedded = EmbeddedRows(pa.table(columns, METADATA_SCHEMA), rows.vectors)
+    write_part(tmp_path / "embeddings", PartTask("0", "made up", ""), embedded, {"dtype": "float32"}, Counter())
     manifest = EmbeddingsManifest("model", "0" * 64, DIM, "float32", 200, 200, 1, ".", ["made up"], "sample")
     manifest.write(tmp_path / "embeddings")
     command = ["index", "build", "--embeddings", str(tmp_path / "embeddings"), "--output", str(tmp_path / "index")]
