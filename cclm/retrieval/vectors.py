@@ -5,7 +5,6 @@ Shapes: N rows, Q queries, E embedding, k neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
 MAPPED_FROM = 2**30  # bytes of an index that is mapped into memory rather than read
 GATHERED_ROWS = 16_384  # at a time
+MANY_QUERIES = 20  # from so many on, a product of matrices is faster than one query after the other
+THREAD_SCORES = 2**20  # that are worth a thread
 FEW_ROWS = 20_000  # of them, and of less than FEW of all, an exact search costs no more than an approximate one
 FEW = 0.02
 _WIDEST = 2**16
@@ -89,7 +90,7 @@ class Vectors:
         `allowed`: (N,) bool, the rows to search among. Where these are few, the result is exact whatever the index.
         """
         if allowed is None and self._flat is self._index:
-            return _shared(lambda some: self._index.search(some, k), queries)
+            return self._exact(queries, k)
         count = len(self) if allowed is None else int(np.count_nonzero(allowed))
         if allowed is not None and self._by_hand(count, len(queries)):
             return self._exact(queries, k, allowed)
@@ -116,8 +117,8 @@ class Vectors:
         """Whether so many rows are better gathered and compared one by one."""
         import faiss
 
-        if self._flat is self._index:  # it would not use BLAS
-            return count == 0 or queries >= faiss.cvar.distance_compute_blas_threshold
+        if self._flat is self._index:  # which takes no products of matrices where it is to leave rows out
+            return count == 0 or queries >= MANY_QUERIES
         takes_no_selector = isinstance(inner_of(self._index), faiss.IndexFastScan)
         return count <= max(FEW_ROWS, FEW * len(self)) or takes_no_selector
 
@@ -141,9 +142,41 @@ class Vectors:
             _put(found, some, self._index.search(queries[some], k, params=parameters(self._index, selector, width)))
         return found
 
-    def _exact(self, queries: np.ndarray, k: int, allowed: np.ndarray) -> Found:
-        rows = np.flatnonzero(allowed)
-        return _shared(lambda some: self._among(some, k, rows), queries)
+    def _exact(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
+        """Compare queries with all rows, or those allowed. Each thread has rows of its own, reads them once, and waits
+        for no other, as threads within one product do.
+        """
+        import faiss
+
+        rows = None if allowed is None else np.flatnonzero(allowed)
+        count = len(self) if rows is None else len(rows)
+        threads = max(1, min(faiss.omp_get_max_threads(), count * len(queries) // THREAD_SCORES))
+        ends = np.linspace(0, count, threads + 1).astype(int).tolist()
+
+        def share(start: int, stop: int) -> Found:
+            if threads > 1:
+                faiss.omp_set_num_threads(1)  # of this thread
+            return (
+                self._among(queries, k, rows[start:stop])
+                if rows is not None
+                else self._between(queries, k, start, stop)
+            )
+
+        if threads == 1:
+            return share(0, count)
+        with ThreadPoolExecutor(threads) as pool:
+            found, *others = pool.map(share, ends[:-1], ends[1:])
+        for other in others:
+            found = best(found, other, k)
+        return found
+
+    def _between(self, queries: np.ndarray, k: int, start: int, stop: int) -> Found:
+        """Among these rows of a flat index, where they lie."""
+        import faiss
+
+        all_rows = faiss.rev_swig_ptr(self._index.get_xb(), len(self) * self.dim).reshape(len(self), self.dim)
+        scores, rows = faiss.knn(queries, all_rows[start:stop], k, metric=faiss.METRIC_INNER_PRODUCT)
+        return scores, np.where(rows >= 0, rows + start, -1)
 
     def _among(self, queries: np.ndarray, k: int, rows: np.ndarray) -> Found:
         import faiss
@@ -183,23 +216,6 @@ def flat_part(index: faiss.Index) -> faiss.IndexFlat | None:
     if isinstance(index, faiss.IndexHNSW):
         return flat_part(faiss.downcast_index(index.storage))
     return None
-
-
-def _shared(search: Callable[[np.ndarray], Found], queries: np.ndarray) -> Found:
-    """Search with a thread for each part of the queries: unlike threads within one product, none waits for another."""
-    import faiss
-
-    threads = faiss.omp_get_max_threads()
-    if threads == 1 or len(queries) < threads * faiss.cvar.distance_compute_blas_threshold:
-        return search(queries)
-
-    def alone(some: np.ndarray) -> Found:
-        faiss.omp_set_num_threads(1)  # of this thread
-        return search(some)
-
-    with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(alone, np.array_split(queries, threads)))
-    return np.concatenate([scores for scores, _ in found]), np.concatenate([rows for _, rows in found])
 
 
 def _put(found: Found, places: np.ndarray, some: Found) -> None:
