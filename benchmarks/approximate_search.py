@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,13 @@ from typing import Any
 
 import faiss
 import numpy as np
-import pyarrow.parquet as pq
 from jsonargparse import auto_cli
 from machine import facts, seconds, write
 
-from cclm.retrieval.embeddings import METADATA_SCHEMA, EmbeddingsManifest, part_files
+from cclm.retrieval.embeddings import METADATA_SCHEMA, EmbeddingsManifest
 from cclm.retrieval.index import ImageIndex
 from cclm.retrieval.metadata import Entry, table_of
+from cclm.retrieval.parts import EmbeddedRows, PartTask, write_part
 
 DIM, QUERIES, K, PART = 256, 1000, 10, 50_000
 SUBJECTS, DEVIATION = 20, 1.2
@@ -65,14 +66,11 @@ def write_embeddings(vectors: np.ndarray, folder: Path) -> None:
     parts = range(0, len(vectors), PART)
     for number, start in enumerate(parts):
         block = vectors[start : start + PART]
-        files = part_files(folder, f"{number:04}", texts=False)
-        for file in files.values():
-            file.parent.mkdir(parents=True, exist_ok=True)
         entries = table_of([Entry(f"{start + row}") for row in range(len(block))])
         for name in METADATA_SCHEMA.names[2::-1]:
             entries = entries.add_column(0, METADATA_SCHEMA.field(name), entries["path"])
-        np.save(files["img_emb"], block)
-        pq.write_table(entries.cast(METADATA_SCHEMA), files["metadata"])
+        task = PartTask(f"{number:04}", "mixture", "")
+        write_part(folder, task, EmbeddedRows(entries, block), {"dtype": "float32"}, Counter())
     rows = len(vectors)
     EmbeddingsManifest("model", "0" * 64, DIM, "float32", rows, rows, len(parts), ".", ["mixture"], "sample").write(
         folder

@@ -9,10 +9,11 @@ import glob
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from cclm.data.records import IMAGE_SUFFIXES, MEMBER_BYTES, TEXT_BYTES, parse_text
 from cclm.data.shards import MANIFEST, decode_sample, list_shards
@@ -37,15 +38,46 @@ class Pictures:
 
     root: Path
     parts: list[SourcePart]
+    left_out: dict[str, int] = field(default_factory=dict)  # reason -> how often, before any picture is read
+    naming: str = ""  # of KEYS; "": the first, if no key comes twice among what is embedded
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The keys of a source's pictures, of names and headers alone: the same, whichever of them are embedded."""
+
+    pictures: Pictures  # with their naming
+    own: list[list[str]]  # of each part
+    keys: list[list[str]]  # the same ones, as an index has them
+
+    @classmethod
+    def of(cls, pictures: Pictures) -> Self:
+        own = [part.keys() for part in pictures.parts]
+        twice = len({key for keys in own for key in keys}) < sum(map(len, own))
+        full = [[part.full_key(key) for key in keys] for part, keys in zip(pictures.parts, own, strict=True)]
+        return cls(replace(pictures, naming=KEYS[twice]), own, full if twice else own)
+
+    def without(self, known: Collection[str]) -> Pictures:
+        """The pictures whose keys are none of these."""
+        shards, files, most = [], [], 1
+        for part, own, keys in zip(self.pictures.parts, self.own, self.keys, strict=True):
+            gone = frozenset(one for one, key in zip(own, keys, strict=True) if key in known)
+            if not part.is_shard:
+                most = max(most, len(part.files))
+                files += [name for name in part.files if name not in gone]
+            elif len(gone) < len(own):
+                shards.append(replace(part, without=gone))
+        return replace(self.pictures, parts=shards + _in_parts(self.pictures.root, files, most))
 
 
 @dataclass(frozen=True)
 class SourcePart:
-    """One tar or several image files, paths from `root` on with forward slashes."""
+    """One tar, perhaps without some samples, or several image files; paths from `root` on with forward slashes."""
 
     root: Path
     files: tuple[str, ...]
     is_shard: bool
+    without: frozenset[str] = frozenset()  # keys
 
     def __str__(self) -> str:
         return printable(self.files[0] if self.is_shard else f"{self.files[0]} .. {self.files[-1]}")
@@ -61,7 +93,24 @@ class SourcePart:
                     digest.update(f"{file.name}\0{name}\0{found.st_size}\0{found.st_mtime_ns}\0".encode(*_NAME))
                 except FileNotFoundError:  # a caption that is not there, or a picture that is gone since
                     digest.update(f"{file.name}\0{name}\0-\0".encode(*_NAME))
+        for key in sorted(self.without):
+            digest.update(f"{key}\0".encode(*_NAME))
         return digest.hexdigest()
+
+    def keys(self) -> list[str]:
+        """Of its pictures, as far as can be told without reading them; those that will be left out are left out."""
+        found = []
+        try:
+            for picture in self.pictures():
+                if isinstance(picture, FilePicture) or picture.sample.bad is None and picture.sample.image is not None:
+                    found.append(picture.key)
+        except SampleError:  # told when it is embedded
+            pass
+        return [key for key in found if key.encode(errors="replace").decode() == key]
+
+    def full_key(self, key: str) -> str:
+        """Of a picture, by what tells it from those of other parts too."""
+        return f"{(self.files[0] if self.is_shard else key).removesuffix('.tar')}/{key}"
 
     def pictures(self) -> Iterator[LocatedPicture]:
         """Its pictures, unread. Errors: SampleError last, where a tar is damaged: what came before stands."""
@@ -73,11 +122,14 @@ class SourcePart:
             if sample.key in keys and sample.bad is None:
                 sample.bad = "another picture of the shard has this key"
             keys.add(sample.key)
+            if sample.key in self.without:
+                continue
             yield ShardPicture(self.files[0], sample)
         if index.damage:
             raise SampleError(index.damage if index.damage in _DAMAGES else "shard damaged")
 
 
+KEYS = ("sample", "shard/sample")  # as shards have them, or with the shard's path, where one comes twice
 _NAME = ("utf-8", "surrogateescape")
 _DAMAGES = ("shard truncated",)  # what may be counted: other damages name a byte
 
@@ -140,10 +192,11 @@ def find_pictures(source: str | list[str], per_part: int = 1000) -> Pictures:
     items = source if isinstance(source, list) else [source]
     files: set[str] = set()
     shards: dict[str, None] = {}
-    roots = []
+    roots, links = [], 0
     for item in items:
-        root, found, tars = _find(str(item))
+        root, found, tars, linked = _find(str(item))
         roots.append(root)
+        links += linked
         files.update(found)
         shards.update(dict.fromkeys(tars))
     if not items:
@@ -154,29 +207,41 @@ def find_pictures(source: str | list[str], per_part: int = 1000) -> Pictures:
         return [PurePosixPath(os.path.relpath(path, root)).as_posix() for path in paths]
 
     parts = [SourcePart(Path(root), (name,), True) for name in named(shards)]
-    names = sorted(named(files))
-    for start in range(0, len(names), per_part):
-        parts.append(SourcePart(Path(root), tuple(names[start : start + per_part]), False))
-    return Pictures(Path(root), parts)
+    left_out = {"folder behind a symbolic link": links} if links else {}
+    return Pictures(Path(root), parts + _in_parts(Path(root), sorted(named(files)), per_part), left_out)
 
 
-def _find(item: str) -> tuple[str, list[str], list[str]]:
-    """Root, image files and tars of one source, absolute paths."""
+def _in_parts(root: Path, names: list[str], per_part: int) -> list[SourcePart]:
+    starts = range(0, len(names), per_part)
+    return [SourcePart(root, tuple(names[start : start + per_part]), False) for start in starts]
+
+
+def _find(item: str) -> tuple[str, list[str], list[str], int]:
+    """Root, image files and tars of one source, absolute paths; and how many linked folders were not followed."""
     folder = os.path.abspath(item)
     there = os.path.isdir(folder)
     if there and not os.path.exists(os.path.join(folder, MANIFEST)) and not glob.glob("*.tar", root_dir=folder):
-        if files := _walk(folder):
-            return folder, files, []
+        files, links = _walk(folder)
+        if files:
+            return folder, files, [], links
         if not glob.glob(f"*/{MANIFEST}", root_dir=folder):
-            raise ValueError(f"no jpg, png or webp file and no .tar shard in {item}; give a folder that holds some")
+            raise ValueError(
+                f"no jpg, png or webp file and no .tar shard in {item}; give a folder that holds some"
+                + f" ({links} folders behind symbolic links were not searched)" * bool(links)
+            )
     paths = [os.path.abspath(path) for path in list_shards(item)]  # says which splits there are, where there are some
     files = [path for path in paths if _is_picture(path)]
     root = folder if there else os.path.commonpath([os.path.dirname(path) for path in paths])
-    return root, files, [path for path in paths if not _is_picture(path)]
+    return root, files, [path for path in paths if not _is_picture(path)], 0
 
 
-def _walk(folder: str) -> list[str]:
-    return [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names if _is_picture(name)]
+def _walk(folder: str) -> tuple[list[str], int]:
+    """Image files, and how many folders there are behind symbolic links, which might lead round in a circle."""
+    files, links = [], 0
+    for where, folders, names in os.walk(folder):
+        files += [os.path.join(where, name) for name in names if _is_picture(name)]
+        links += sum(os.path.islink(os.path.join(where, name)) for name in folders)
+    return files, links
 
 
 def _is_picture(name: str) -> bool:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
-from typing import Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from cclm.errors import first_line
 from cclm.retrieval.metadata import ENTRY_SCHEMA, Entry, Rows, table_of
-from cclm.storage import whole_file
+from cclm.storage import file_hash, whole_file
 
 MANIFEST, PARTS = "manifest.json", "parts"
 IMAGES, TEXTS, METADATA = "img_emb", "text_emb", "metadata"
@@ -73,6 +73,29 @@ class EmbeddingsManifest:
         return cls(**stored)
 
 
+@dataclass(frozen=True)
+class Receipt:
+    """`parts/N.json`: what a part was made of and what came out."""
+
+    source: str
+    fingerprint: str  # of the files that it was made of
+    settings: dict[str, Any]  # what else decides its content
+    rows: int
+    pictures: int
+    dim: int
+    skipped: dict[str, int]  # reason -> pictures left out
+    files: dict[str, str]  # kind -> SHA-256
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """None for what is no receipt: that part is to be made again."""
+        try:
+            stored = json.loads(path.read_bytes())
+            return cls(**stored) if set(stored) == {f.name for f in fields(cls)} else None
+        except (ValueError, TypeError):
+            return None
+
+
 def part_files(folder: Path, label: str, texts: bool) -> dict[str, Path]:
     """Kind -> file of the part with this number."""
     kinds = {IMAGES: "npy", **({TEXTS: "npy"} if texts else {}), METADATA: "parquet"}
@@ -100,13 +123,16 @@ class Embeddings(Sequence[Rows]):
         self.folder = folder
         self.manifest = manifest
         self.root = root  # folder of the pictures, None where it is not known
+        self.key_prefix = ""  # that all keys are given
         self._parts = parts
+        self._checked: set[Path] = set()
 
     @classmethod
     def open(cls, folder: Path | str, root: Path | str | None = None) -> Self:
         """`root`: the pictures' folder, where they have moved or there is no manifest.
 
-        Every file's header is held against its size and its neighbour's rows. Errors: FileNotFoundError, ValueError.
+        Every file's header is held against its size and its neighbour's rows; where there is a manifest, a part's files
+        are held against its receipt before they are used. Errors: FileNotFoundError, ValueError.
         """
         folder = Path(folder)
         manifest = EmbeddingsManifest.read(folder) if (folder / MANIFEST).is_file() else None
@@ -147,16 +173,20 @@ class Embeddings(Sequence[Rows]):
     def __getitem__(self, index: slice) -> list[Rows]: ...
 
     def __getitem__(self, index: int | slice) -> Rows | list[Rows]:
-        """Errors: ValueError for vectors that are not finite, or metadata that is not as it was written."""
+        """Errors: ValueError for vectors that are not finite, or files that are not as they were written."""
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         part = self._parts[index]
+        self._check_receipt(part)
         vectors = _vectors(part)
         try:
             table = pq.ParquetFile(part.metadata).read()
             entries = self._own_entries(table) if self.manifest is not None else self._foreign_entries(part, table)
         except (pa.ArrowException, KeyError, TypeError, OverflowError, UnicodeError) as error:
             raise ValueError(f"{part.metadata} is no metadata of pictures ({first_line(error)}); {AGAIN}") from None
+        if self.key_prefix:
+            keys = pc.binary_join_element_wise(self.key_prefix, entries["key"], "")
+            entries = _with_keys(entries, keys)
         keys = entries["key"].combine_chunks()
         first = np.zeros(len(keys), bool)
         first[:1] = True
@@ -171,7 +201,20 @@ class Embeddings(Sequence[Rows]):
             return entries
         shards = pc.replace_substring_regex(entries["path"], r"\.tar$", "")
         keys = pc.binary_join_element_wise(shards, entries["key"], "/")
-        return entries.set_column(entries.schema.get_field_index("key"), ENTRY_SCHEMA.field("key"), keys)
+        return _with_keys(entries, keys)
+
+    def _check_receipt(self, part: _Part) -> None:
+        if self.manifest is None or part.images in self._checked:
+            return
+        label = part.images.stem.removeprefix(f"{IMAGES}_")
+        path = self.folder / PARTS / f"{label}.json"
+        receipt = Receipt.read(path) if path.is_file() else None
+        if receipt is None:
+            raise ValueError(f"{path}, which tells what part {label} consists of, is missing or damaged; {AGAIN}")
+        for kind, file in part_files(self.folder, label, texts=False).items():
+            if file_hash(file) != receipt.files.get(kind):
+                raise ValueError(f"{file} was changed after it was written, or is of another part; {AGAIN}")
+        self._checked.add(part.images)
 
     def _foreign_entries(self, part: _Part, table: pa.Table) -> pa.Table:
         names = [name for name in ("image_path", "key", "caption", "language", "width", "height", "sha256")
@@ -194,6 +237,10 @@ class Embeddings(Sequence[Rows]):
             height=row.get("height"),
             sha256=row.get("sha256"),
         )
+
+
+def _with_keys(entries: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
+    return entries.set_column(entries.schema.get_field_index("key"), ENTRY_SCHEMA.field("key"), keys)
 
 
 def _check_part(folder: Path, label: str) -> _Part:

@@ -20,7 +20,17 @@ import pyarrow as pa
 
 from cclm.retrieval.builder import write_segment
 from cclm.retrieval.filters import Condition
-from cclm.retrieval.manifest import MANIFEST_FILE, REBUILD, SEGMENTS, IndexManifest, ModelSource, Segment, check_model
+from cclm.retrieval.manifest import (
+    EMBEDDINGS,
+    MANIFEST_FILE,
+    REBUILD,
+    SEGMENTS,
+    UNFINISHED,
+    IndexManifest,
+    ModelSource,
+    Segment,
+    check_model,
+)
 from cclm.retrieval.metadata import Entry, Outline, Rows
 from cclm.retrieval.plan import Budget
 from cclm.retrieval.segment import OpenSegment
@@ -30,7 +40,8 @@ from cclm.storage import check_replaceable
 
 logger = logging.getLogger(__name__)
 
-FILES = (MANIFEST_FILE, f"{SEGMENTS}/*/*", "embeddings/*", "embeddings/*/*", ".*")
+_EMBEDDINGS = (f"{EMBEDDINGS}/*", f"{EMBEDDINGS}/*/*", f"{UNFINISHED}/*/*", f"{UNFINISHED}/*/*/*")
+FILES = (MANIFEST_FILE, f"{SEGMENTS}/*/*", *_EMBEDDINGS, ".*")
 
 _KEPT_SELECTIONS = 16
 
@@ -181,7 +192,7 @@ class ImageIndex:
 
         Errors: as of `nearest`.
         """
-        if k > len(self):
+        if k > len(self) > 0:
             logger.warning("index %s holds %d images; k %d is cut to that", self.folder, len(self), k)
         nearest = self.nearest(queries, min(k, max(len(self), 1)), among)
         found = nearest.ids >= 0

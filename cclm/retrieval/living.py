@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cclm.errors import first_line
 from cclm.retrieval.builder import write_segment
 from cclm.retrieval.index import ImageIndex, Selection
 from cclm.retrieval.manifest import REBUILD, IndexManifest, ModelSource, Segment
@@ -55,23 +56,24 @@ class IndexWriter:
         self._stack.close()
 
     def append(
-        self, parts: Sequence[Rows], roots: Sequence[Path] = (), model: ModelSource | None = None
+        self,
+        parts: Sequence[Rows],
+        roots: Sequence[Path] = (),
+        model: ModelSource | None = None,
+        new_only: bool = False,
     ) -> IndexManifest:
-        """Add pictures; none of them, by its key, may be there already.
+        """Add pictures; none of them, by its key, may be there already, or with `new_only` those that are stay out.
 
         `roots`: the folders that `root` of the entries counts, those of the index if none is given. `model`: that the
         embeddings come from. Errors: ValueError for such keys, another model or width, and as of `build_index`.
         """
         outline = self._outline(parts, model)
         outline.check_unique("give each a key of its own, or have the last of each stand by --replace")
-        keys = outline.keys
-        taken = keys.filter(pc.greater_equal(pa.array(self.index.ids_of(keys)), 0))
-        if len(taken):
-            raise ValueError(
-                f"{len(taken)} of {len(keys)} pictures are in index {self.folder} already "
-                f"(first: {taken[0].as_py()!r}); have them take the place of those by --replace"
-            )
-        return self._change([], parts, roots)
+        if not new_only:
+            check_absent(self.index, outline.keys)
+            return self._change([], parts, roots)
+        new = self.index.ids_of(outline.keys) < 0
+        return self._change([], _Chosen(parts, new), roots) if new.any() else self.index.manifest
 
     def replace(
         self, parts: Sequence[Rows], roots: Sequence[Path] = (), model: ModelSource | None = None
@@ -102,18 +104,30 @@ class IndexWriter:
     def compact(self, budget: Budget | None = None) -> IndexManifest:
         """Index all that is there in one new segment, whose kind is chosen anew; ids stay, deleted rows go.
 
-        `budget`: what it may cost and should reach, from now on; by default what the first build was given. Errors:
-        ValueError where no index holds it.
+        `budget`: what it may cost and should reach, from now on; by default what the first build was given, less an
+        index named by hand that the rows left are too few for. Errors: ValueError where no index holds it.
         """
         manifest = self.index.manifest
         if budget is None and len(manifest.segments) <= 1 and not any(segment.deleted for segment in manifest.segments):
             return manifest
-        chosen = budget or _budget_of(manifest)
-        segments = []
-        if manifest.rows:
-            parts = _LiveRows.of(self.index.segments)
-            segments = [write_segment(parts, new_segment(self.folder, manifest.version + 1), budget=chosen)]
+        chosen = budget or budget_of(manifest)
+        try:
+            segments = self._joined(chosen)
+        except ValueError as error:
+            if budget is not None or not chosen.factory:
+                raise
+            logger.warning("%s is not built again (%s); an index is chosen", chosen.factory, first_line(error))
+            chosen = replace(chosen, factory="", search="")
+            segments = self._joined(chosen)
         return self._commit(segments, budget=asdict(chosen))
+
+    def _joined(self, budget: Budget) -> list[Segment]:
+        """All that is there in one segment, none if nothing is."""
+        manifest = self.index.manifest
+        if not manifest.rows:
+            return []
+        parts = _LiveRows.of(self.index.segments)
+        return [write_segment(parts, new_segment(self.folder, manifest.version + 1), budget=budget)]
 
     def _outline(self, parts: Sequence[Rows], model: ModelSource | None) -> Outline:
         """Errors: ValueError for another model, or width, than the index has."""
@@ -144,7 +158,7 @@ class IndexWriter:
         if parts is not None:
             renumbered = _Renumbered(parts, _numbers(known, roots, self.folder))
             # An index that was named by hand is for all rows; of a few, the kind is chosen.
-            budget = replace(_budget_of(manifest), factory="", search="")
+            budget = replace(budget_of(manifest), factory="", search="")
             new = write_segment(renumbered, new_segment(self.folder, version), manifest.next_id, budget)
             if superseded is not None and superseded.any():
                 new = with_deletions(self.folder, new, ~superseded, version)
@@ -169,11 +183,23 @@ class IndexWriter:
         return manifest
 
 
-def _budget_of(manifest: IndexManifest) -> Budget:
+def budget_of(manifest: IndexManifest) -> Budget:
     try:
         return Budget(**manifest.budget)
     except TypeError as error:
         raise ValueError(f"the manifest's budget is not as it was written ({error}); {REBUILD}") from error
+
+
+def check_absent(index: ImageIndex, keys: Sequence[str] | pa.ChunkedArray) -> None:
+    """Errors: ValueError where a picture of one of these keys is there."""
+    there = np.flatnonzero(index.ids_of(keys) >= 0)
+    if len(there):
+        first = keys[int(there[0])]
+        raise ValueError(
+            f"{len(there)} of {len(keys)} pictures are in index {index.folder} already (first: {str(first)!r}); "
+            "--new-only adds the others alone, --replace drops the pictures of these keys and adds all, and if they "
+            "are other pictures, --key-prefix NAME/ gives these keys of their own"
+        )
 
 
 def with_keys(index: ImageIndex, keys: Sequence[str]) -> Selection:
@@ -221,6 +247,24 @@ class _Renumbered(Sequence[Rows]):
         column = rows.entries.schema.get_field_index("root")
         entries = rows.entries.set_column(column, rows.entries.field("root"), pa.array(self._numbers[given]))
         return Rows(entries, rows.vectors)
+
+
+class _Chosen(Sequence[Rows]):
+    """Some of the rows, parts that have none of them left out."""
+
+    def __init__(self, parts: Sequence[Rows], rows: np.ndarray) -> None:
+        """`rows`: which of all, bool."""
+        ends = np.cumsum([len(part) for part in parts])
+        own = np.split(rows, ends[:-1])
+        self._parts, self._rows = parts, [(place, chosen) for place, chosen in enumerate(own) if chosen.any()]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> Rows:
+        number, chosen = self._rows[place]
+        part = self._parts[number]
+        return Rows(part.entries.filter(pa.array(chosen)), part.vectors[chosen])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ segments/NAME/image.index       FAISS index of the embeddings; like the next two
 segments/NAME/metadata.parquet  id, key, captions, place, size, date of each row
 segments/NAME/vectors.npy       (N, E) float16, where image.index does not hold them exactly
 segments/NAME/deleted-V.npy     rows that are deleted as of version V: one bit each, the lowest first
-embeddings/                     of pictures that are being indexed; gone once they are
+unfinished/WORK-HASH/           embeddings of pictures that a command is to index; gone once they are
+embeddings/                     of all pictures, where they were to be kept
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from cclm.storage import pretrained_hash, whole_file
 SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 INDEX_FILE, METADATA_FILE, VECTORS_FILE = "image.index", "metadata.parquet", "vectors.npy"
-SEGMENTS, EMBEDDINGS = "segments", "embeddings"
+SEGMENTS, EMBEDDINGS, UNFINISHED = "segments", "embeddings", "unfinished"
 REBUILD = "build the index again with `cclm index build`"
 
 

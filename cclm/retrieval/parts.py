@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from cclm.retrieval.embeddings import (
     METADATA_SCHEMA,
     PARTS,
     TEXTS,
+    Receipt,
     part_files,
 )
 from cclm.storage import check_replaceable, file_hash, whole_file
@@ -44,29 +46,6 @@ class EmbeddedRows:
     metadata: pa.Table  # of METADATA_SCHEMA
     images: np.ndarray  # (N, E)
     texts: np.ndarray | None = None  # (N, E)
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """`parts/N.json`: what a part was made of and what came out."""
-
-    source: str
-    fingerprint: str  # of the files that it was made of
-    settings: dict[str, Any]  # what else decides its content
-    rows: int
-    pictures: int
-    dim: int
-    skipped: dict[str, int]  # reason -> pictures left out
-    files: dict[str, str]  # kind -> SHA-256
-
-    @classmethod
-    def read(cls, path: Path) -> Self | None:
-        """None for what is no receipt: that part is to be made again."""
-        try:
-            stored = json.loads(path.read_bytes())
-            return cls(**stored) if set(stored) == {f.name for f in fields(cls)} else None
-        except (ValueError, TypeError):
-            return None
 
 
 @dataclass(frozen=True)
@@ -128,6 +107,23 @@ def begin(folder: Path, planned: Sequence[PartTask], settings: dict[str, Any]) -
     for path in [*surplus, *(folder / PARTS / f"{planned[place].label}.json" for place in todo)]:
         path.unlink(missing_ok=True)
     return todo
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of embeddings that is `locked`, and the one above if it is empty then."""
+    shutil.rmtree(folder)
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+def remove_unused(folders: Iterable[Path]) -> int:
+    """Remove those of these folders of embeddings that nobody is writing to; tells how many."""
+    count = 0
+    for folder in folders:
+        with suppress(ValueError), locked(folder):
+            remove(folder)
+            count += 1
+    return count
 
 
 def remove_remains(folder: Path) -> None:

@@ -59,6 +59,8 @@ def commit(folder: Path, manifest: IndexManifest, former: IndexManifest | None) 
     (folder / SEGMENTS).mkdir(exist_ok=True)
     sync_folder(folder / SEGMENTS)
     sync_folder(folder)
+    if former is None:
+        sync_folder(folder.resolve().parent)
     manifest.write(folder)
     _sweep(folder, [manifest] if former is None else [manifest, former])
 

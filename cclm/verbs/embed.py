@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +13,9 @@ from cclm.verbs.inputs import codes, load
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from cclm.retrieval.embeddings import Embeddings
+    from cclm.data.folder import Listing, Pictures
+    from cclm.retrieval.embeddings import Embeddings, Receipt
+    from cclm.retrieval.manifest import ModelSource
 
 
 def options(parser: ArgumentParser) -> None:
@@ -21,7 +26,7 @@ def options(parser: ArgumentParser) -> None:
 
 
 def add_source_options(parser: ArgumentParser, required: bool = True) -> None:
-    """What `embed_into` is given: pictures, how they are read and embedded, and by whom.
+    """What `embedded` is given: pictures, how they are read and embedded, and by whom.
 
     `required`: whether there must be a source; without one, `given.source` is None.
     """
@@ -43,11 +48,39 @@ def add_source_options(parser: ArgumentParser, required: bool = True) -> None:
     parser.add_argument("--encoding", type=EncodingOptions, default=EncodingOptions())
 
 
-def embed_into(folder: Path | str, model: Path | str, given: Namespace, text: bool = False) -> Embeddings:
-    """Embed `given.source` with a pretrained folder; parts that a former run has finished are kept.
+def refuse_source_options(given: Namespace) -> None:
+    """Errors: ValueError for options of embedding, where there is nothing to embed: they would do nothing."""
+    parser = _no_source()
+    named = [name for name, default in parser.items() if name != "source" and given[name] != default]
+    if named:
+        raise ValueError(f"--{', --'.join(named)}: of no effect on embeddings that are there; leave it out")
 
-    `given`: a namespace with what `add_source_options` declares. Tells on the way what is kept and what is left out.
-    Errors: ValueError, one line, for a source, model or option that does not fit, or a folder begun with other ones.
+
+def _no_source() -> Namespace:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    add_source_options(parser, required=False)
+    return parser.instantiate_classes(parser.parse_args([]))
+
+
+def find(given: Namespace) -> Listing:
+    """What `given.source` holds. Errors: ValueError, one line, as of `embedded`."""
+    from cclm.data.folder import Listing, find_pictures
+
+    return Listing.of(find_pictures(given.source, given.pictures_per_part))
+
+
+@contextmanager
+def embedded(
+    folder: Path, model: Path, given: Namespace, pictures: Pictures | None = None, private: str = ""
+) -> Iterator[Embeddings]:
+    """Embed `given.source` with a pretrained folder, or `pictures` of it; parts that a former run has finished are
+    kept, and nobody else writes there until the block ends.
+
+    `given`: a namespace with what `add_source_options` declares. `private`: as of `Extraction`. Tells on the way what
+    is kept and what is left out. Errors: ValueError, one line, for a source, model or option that does not fit, or a
+    folder begun with other ones.
     """
     from cclm.data.shards import check_languages
     from cclm.evaluation.embedding import EmbedOptions
@@ -58,18 +91,42 @@ def embed_into(folder: Path | str, model: Path | str, given: Namespace, text: bo
     languages = codes(given.languages)
     for source in given.source if isinstance(given.source, list) else [given.source]:
         check_languages(source, languages)
+    text = given.get("text", False)
     chosen = EmbedOptions(languages, given.caption_language, text, given.dtype, given.encoding)
     gpus = int(given.device.startswith("cuda"))
     engine = EngineOptions(given.engine, given.ray_address, given.actors, given.cpus_per_actor, gpus)
     extraction = Extraction(
-        Path(folder), Path(model), given.source, chosen, load, given.device, given.pictures_per_part
+        folder, model, given.source, chosen, load, given.device, given.pictures_per_part, pictures, private
     )
-    with progress_bar(None) as bar:
-        return extraction.run(
-            engine, print, lambda parts, count: bar.track(parts, total=count, description="embedding parts")
+
+    def shown(receipts: Iterable[Receipt], count: int) -> Iterator[Receipt]:
+        with progress_bar(None) as bar:
+            yield from bar.track(receipts, total=count, description="embedding parts")
+
+    with extraction.running(engine, print, shown) as found:
+        yield found
+
+
+def model_of(found: Embeddings, model: Path | None) -> ModelSource:
+    """The model that embeddings come from. Errors: ValueError where they do not tell, or tell another one."""
+    from cclm.retrieval.manifest import ModelSource
+
+    if found.manifest is None:
+        if model is None:
+            raise ValueError(f"embeddings {found.folder} do not tell their model; name its folder by --model")
+        return ModelSource.of(model)
+    told = found.manifest
+    if model is None:
+        return ModelSource(os.path.normpath(found.folder.resolve() / told.model_path), told.model_sha256)
+    given = ModelSource.of(model)
+    if given.sha256 != told.model_sha256:
+        raise ValueError(
+            f"embeddings {found.folder} are of a model of sha256 {told.model_sha256[:12]}, {model} has "
+            f"{given.sha256[:12]}; leave --model out or name theirs"
         )
+    return given
 
 
 def run(given: Namespace) -> None:
-    found = embed_into(given.output, given.model, given, given.text)
-    print(f"{given.output}: {found.rows} rows of width {found.dim}, {given.dtype}, in {len(found)} part(s)")
+    with embedded(given.output, given.model, given) as found:
+        print(f"{given.output}: {found.rows} rows of width {found.dim}, {given.dtype}, in {len(found)} part(s)")

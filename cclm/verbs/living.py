@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cclm.verbs.embed import add_source_options, embed_into
+from cclm.errors import first_line, printable
+from cclm.verbs.embed import embedded, find, model_of
+from cclm.verbs.index import add_budget_options, add_picture_options, budget, check_picture_options, option
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from cclm.data.folder import Pictures
     from cclm.retrieval.duplicates import Duplicate
     from cclm.retrieval.embeddings import Embeddings
     from cclm.retrieval.index import ImageIndex
-    from cclm.retrieval.manifest import IndexManifest, ModelSource
+    from cclm.retrieval.manifest import IndexManifest
 
 SHOWN = 20  # groups of duplicates, keys that are deleted
 IDS_IN_COMMAND = 50
@@ -25,48 +27,70 @@ IDS_IN_COMMAND = 50
 
 def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("index", type=Path)
-    parser.add_argument("--embeddings", type=Path, default=None, help="a folder of `cclm embed` instead of a source")
-    parser.add_argument("--root", type=Path, default=None, help="the pictures' folder, where embeddings do not tell it")
-    parser.add_argument("--replace", action="store_true", help="pictures take the place of those with their keys")
+    option(parser, "replace", False, "pictures take the place of those with their keys, which are dropped")
+    option(parser, "new-only", False, "add those alone whose keys are not there: what a folder has grown by")
     parser.add_argument("--model", type=Path, default=None, help="the index's model, where it has moved")
-    add_source_options(parser, required=False)
+    add_picture_options(parser)
 
 
 def add(given: Namespace) -> None:
     from cclm.retrieval.embeddings import Embeddings
-    from cclm.retrieval.living import IndexWriter
-    from cclm.retrieval.manifest import EMBEDDINGS, IndexManifest, check_model
+    from cclm.retrieval.index import ImageIndex
+    from cclm.retrieval.manifest import UNFINISHED
 
-    if (given.source is None) == (given.embeddings is None):
-        raise ValueError("index add takes either --source PICTURES, to be embedded, or --embeddings FOLDER")
-    own = given.index / EMBEDDINGS
-    if given.embeddings is None:
-        model = check_model(given.index, IndexManifest.read(given.index), given.model)
-        found = embed_into(own, model, given)
+    check_picture_options("index add", given)
+    if given.replace and given.new_only:
+        raise ValueError("index add takes one of --replace and --new-only: the new pictures stand, or the former ones")
+    if given.embeddings is not None:
+        _add(Embeddings.open(given.embeddings, given.root), given)
+        return
+    index = ImageIndex.open(given.index)
+    model = index.model(given.model)
+    pictures = _to_add(index, given)
+    if pictures.parts:
+        with embedded(given.index / UNFINISHED, model, given, pictures, "add") as found:
+            _add(found, given)
     else:
-        found = Embeddings.open(given.embeddings, given.root)
+        print(f"{given.index}: nothing new, {_state(index.manifest)}")
+
+
+def _to_add(index: ImageIndex, given: Namespace) -> Pictures:
+    """What is to be embedded. Errors: ValueError where keys are there, before the work."""
+    from cclm.retrieval.living import check_absent
+
+    listing = find(given)
+    keys = [f"{given.key_prefix}{key}" for own in listing.keys for key in own]
+    if given.replace:
+        return listing.pictures
+    if not given.new_only:
+        check_absent(index, keys)
+        return listing.pictures
+    there = [keys[place].removeprefix(given.key_prefix) for place in (index.ids_of(keys) >= 0).nonzero()[0]]
+    return listing.without(frozenset(there))
+
+
+def _add(found: Embeddings, given: Namespace) -> None:
+    from cclm.retrieval.living import IndexWriter
+
+    found.key_prefix = given.key_prefix
+    roots = [] if found.root is None else [found.root]
+    model = model_of(found, given.model if given.embeddings else None)
     with IndexWriter(given.index) as writer:
-        change = writer.replace if given.replace else writer.append
-        manifest = change(found, [] if found.root is None else [found.root], _model_of(found, given))
-    if given.embeddings is None:
-        shutil.rmtree(own)
-    print(f"{given.index}: {found.rows} pictures {'put in' if given.replace else 'added'}, {_state(manifest)}")
-
-
-def _model_of(found: Embeddings, given: Namespace) -> ModelSource:
-    from cclm.retrieval.manifest import ModelSource
-
-    if found.manifest is not None:
-        return ModelSource(found.manifest.model_path, found.manifest.model_sha256)
-    if given.model is None:
-        raise ValueError(f"embeddings {found.folder} do not tell their model; name its folder by --model")
-    return ModelSource.of(given.model)
+        before = writer.index.manifest
+        if given.replace:
+            manifest = writer.replace(found, roots, model)
+        else:
+            manifest = writer.append(found, roots, model, given.new_only)
+    count = manifest.next_id - before.next_id
+    print(f"{given.index}: {count} pictures {'put in' if given.replace else 'added'}, {_state(manifest)}")
 
 
 def delete_options(parser: ArgumentParser) -> None:
     parser.add_argument("index", type=Path)
-    parser.add_argument("--keys", type=list[str] | str | None, default=None, help="a,b or [a, b]")
-    parser.add_argument("--keys-from", type=Path, default=None, help="a file of keys, one a line")
+    parser.add_argument(
+        "--keys", type=list[str] | str | None, default=None, help="""a,b; where a key has a comma: '["a,b", "c"]'"""
+    )
+    parser.add_argument("--keys-from", type=Path, default=None, help="a file of keys, one a line; or JSON strings")
     parser.add_argument("--where", type=str | None, default=None, help="a condition: \"lang = 'de' and width < 100\"")
     parser.add_argument("--dry-run", action="store_true", help="tell what would be deleted, and change nothing")
 
@@ -80,17 +104,45 @@ def delete(given: Namespace) -> None:
         raise ValueError("index delete takes one of --keys a,b, --keys-from FILE and --where CONDITION")
     keys = keys.split(",") if isinstance(keys, str) else keys
     if given.keys_from is not None:
-        keys = given.keys_from.read_text(encoding="utf-8").splitlines()
+        keys = _read_keys(given.keys_from)
     if given.dry_run:
         index = ImageIndex.open(given.index)
         chosen = index.select(given.where) if given.where is not None else with_keys(index, keys)
         print(f"{given.index}: {sum(int(rows.sum()) for rows in chosen)} of {len(index)} pictures would be deleted")
         for key in _first_keys(index, chosen):
-            print(f"  {key}")
+            print(f"  {printable(key)}")
         return
     with IndexWriter(given.index) as writer:
         count = writer.delete(keys, given.where)
         print(f"{given.index}: {count} pictures deleted, {_state(writer.index.manifest)}")
+
+
+def _write_keys(path: Path, keys: Iterable[str]) -> None:
+    """JSON, as a file's name may have line breaks."""
+    from cclm.storage import whole_file
+
+    with whole_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(key, ensure_ascii=False) + "\n" for key in keys), encoding="utf-8")
+
+
+def _read_keys(path: Path) -> list[str]:
+    """What `_write_keys` has written, or plain keys. Errors: ValueError for what is no such file."""
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--keys-from {path} is no readable file of UTF-8 text ({first_line(error)})") from None
+    keys = [_key(line.removesuffix("\r")) for line in lines if line.strip()]
+    if not keys:
+        raise ValueError(f"--keys-from {path} names no key; write one on each line")
+    return keys
+
+
+def _key(line: str) -> str:
+    try:
+        found = json.loads(line) if line.startswith('"') else line
+    except ValueError:  # a key that begins with a quotation mark
+        found = line
+    return found
 
 
 def _first_keys(index: ImageIndex, chosen: list[Any]) -> Iterator[str]:
@@ -107,18 +159,31 @@ def _first_keys(index: ImageIndex, chosen: list[Any]) -> Iterator[str]:
 
 def compact_options(parser: ArgumentParser) -> None:
     parser.add_argument("index", type=Path)
+    add_budget_options(parser)
 
 
 def compact(given: Namespace) -> None:
-    from cclm.retrieval.living import IndexWriter
+    from cclm.retrieval.living import IndexWriter, budget_of
+    from cclm.retrieval.parts import remove_unused
 
     with IndexWriter(given.index) as writer:
         before = writer.index.manifest
-        manifest = writer.compact()
+        former = budget_of(before)
+        asked = budget(given, former)
+        manifest = writer.compact(asked if asked != former else None)
+    if removed := remove_unused(_unfinished(given.index)):
+        print(f"{given.index}: embeddings of {removed} stopped command(s) removed")
     if manifest == before:
         print(f"{given.index}: one segment without deleted rows, nothing to do")
     else:
         print(f"{given.index}: {len(before.segments)} segments became {len(manifest.segments)}, {_state(manifest)}")
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """Folders of embeddings that a command is making, or was stopped over."""
+    from cclm.retrieval.manifest import UNFINISHED
+
+    return sorted(path for path in (folder / UNFINISHED).glob("*") if path.is_dir())
 
 
 def duplicates_options(parser: ArgumentParser) -> None:
@@ -132,7 +197,6 @@ def duplicates(given: Namespace) -> None:
     from cclm.models.inference import progress_bar
     from cclm.retrieval.duplicates import find_duplicates
     from cclm.retrieval.index import ImageIndex
-    from cclm.storage import whole_file
 
     index = ImageIndex.open(given.index)
     with progress_bar(None) as bar:
@@ -140,8 +204,7 @@ def duplicates(given: Namespace) -> None:
         groups = find_duplicates(index, given.threshold, lambda done: bar.update(task, completed=int(100 * done)))
     more = [one for group in groups for one in group[1:]]
     if given.output is not None:
-        with whole_file(given.output) as path:
-            path.write_text("".join(f"{one.entry.key}\n" for one in more), encoding="utf-8")
+        _write_keys(given.output, (one.entry.key for one in more))
     if given.json:
         print(json.dumps([[_fields(one) for one in group] for group in groups], ensure_ascii=False))
         return
@@ -169,7 +232,7 @@ def _command(given: Namespace, more: list[Duplicate]) -> str:
 def _told(one: Duplicate) -> str:
     size = f"  {one.entry.width} x {one.entry.height}" if one.entry.width else ""
     path = f"  {one.entry.path}" if one.entry.path not in (None, one.entry.key) else ""
-    return f"{one.entry.key}{path}{size}"
+    return printable(f"{one.entry.key}{path}{size}")
 
 
 def _fields(one: Duplicate) -> dict[str, Any]:
@@ -209,9 +272,15 @@ def show(given: Namespace) -> None:
     there = manifest.model_folder(given.index)
     print(f"  model     {there} (sha256 {manifest.model_sha256[:12]})" + " is not there" * (not there.is_dir()))
     for number, root in enumerate(manifest.root_folders(given.index)):
-        print(f"  root {number}    {root}" + " is not there" * (not root.is_dir()))
+        print(f"  root {number}    {printable(str(root))}" + " is not there" * (not root.is_dir()))
     if manifest.data:
-        print(f"  data      {manifest.data}")
+        print(f"  data      {printable(manifest.data)}")
+    if unfinished := _unfinished(given.index):
+        size = sum(path.stat().st_size for folder in unfinished for path in folder.rglob("*") if path.is_file())
+        print(
+            f"  {len(unfinished)} stopped or running command(s) have {size / 1e6:.1f} MB of embeddings: the same "
+            "command goes on with them, cclm index compact removes what none is at"
+        )
 
 
 def _state(manifest: IndexManifest) -> str:

@@ -398,6 +398,24 @@ class TestReading:
         with pytest.raises(ValueError, match="img_emb_0.npy: NaN or infinity from row 0 on"):
             Embeddings.open(tmp_path / "a")[0]
 
+    def test_files_of_another_part_are_refused_when_they_are_used(
+        self, tiny: Path, shards: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        embed(shards, out, tiny)
+        for kind, suffix in (("metadata", "parquet"), ("img_emb", "npy")):
+            first, second = (out / kind / f"{kind}_{number}.{suffix}" for number in (0, 1))
+            before = first.read_bytes()
+            first.write_bytes(second.read_bytes())
+            found = Embeddings.open(out)
+            assert len(found[1]) == 10
+            with pytest.raises(ValueError, match=f"{kind}_0.{suffix} was changed after it was written, or is of"):
+                found[0]
+            first.write_bytes(before)
+        (out / "parts" / "2.json").unlink()
+        with pytest.raises(ValueError, match="2.json, which tells what part 2 consists of, is missing"):
+            Embeddings.open(out)[2]
+
     def test_metadata_that_is_refused(self, tiny: Path, shards: Path, tmp_path: Path) -> None:
         write_foreign(tmp_path / "a")
         path = tmp_path / "a" / "metadata" / "metadata_0.parquet"
@@ -415,7 +433,7 @@ class TestReading:
         embed(shards, out, tiny)
         metadata = out / "metadata" / "metadata_0.parquet"
         pq.write_table(pq.read_table(metadata).drop_columns(["sha256"]), metadata)
-        with pytest.raises(ValueError, match="no metadata of pictures"):
+        with pytest.raises(ValueError, match="metadata_0.parquet was changed after it was written"):
             Embeddings.open(out)[0]
         manifest = json.loads((out / "manifest.json").read_text())
         for changed, message in (

@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cclm.cli import main
+from cclm.data.shards import write_shards
+from cclm.evaluation.embedding import EmbedOptions
+from cclm.evaluation.extraction import Extraction
+from cclm.retrieval.embeddings import Embeddings
+from cclm.retrieval.engines import EngineOptions
 from cclm.retrieval.index import ImageIndex, build_index
 from cclm.retrieval.manifest import ModelSource
-from tests.data.conftest import picture
-from tests.retrieval.extracting import embed, write_tiny_model
+from cclm.verbs.inputs import load
+from tests.data.conftest import image_records, picture
+from tests.retrieval.extracting import embed, everything, write_tiny_model
 
 Run = Callable[..., str]
 
@@ -72,11 +80,93 @@ def test_pictures_are_added_and_replaced(folder: Path, tmp_path: Path, run: Run)
     assert index.manifest.root_folders(folder)[entry.root] / str(entry.path) == more / "p13.jpg"
     assert entry.width and entry.sha256
     refused = run("add", folder, "--source", more, fails=True)
-    assert "5 of 5 pictures are in index" in refused and "--replace" in refused
-    assert (folder / "embeddings" / "manifest.json").exists()  # the work is kept for the next try
-    told = run("add", folder, "--source", more, "--replace")
-    assert "1 of 1 parts are there already" in told and "5 pictures put in, version 3: 17 pictures" in told
-    assert not (folder / "embeddings").exists() and len(ImageIndex.open(folder)) == 17
+    assert "5 of 5 pictures are in index" in refused and "--new-only adds" in refused and "--replace drops" in refused
+    assert not (folder / "unfinished").exists()  # nothing was embedded for that
+    assert "5 pictures put in, version 3: 17 pictures" in run("add", folder, "--source", more, "--replace")
+    assert not (folder / "unfinished").exists() and len(ImageIndex.open(folder)) == 17
+
+
+def test_what_a_folder_has_grown_by(folder: Path, tmp_path: Path, run: Run) -> None:
+    photos = tmp_path / "first"
+    for number in (3, 20, 21):
+        (photos / f"p{number:02}.jpg").write_bytes(picture(50 + number))
+    before = ImageIndex.open(folder).entries([3])[0].sha256
+    assert "12 of 14 pictures are in index" in run("add", folder, "--source", photos, fails=True)
+    assert "2 pictures added, version 2: 14 pictures" in run("add", folder, "--source", photos, "--new-only")
+    index = ImageIndex.open(folder)
+    assert index.entries(index.ids_of(["p03.jpg"]))[0].sha256 == before and index.manifest.segments[1].rows == 2
+    assert "nothing new, version 2" in run("add", folder, "--source", photos, "--new_only")
+    assert "one of --replace and --new-only" in run(
+        "add", folder, "--source", photos, "--replace", "--new-only", fails=True
+    )
+
+
+def test_new_samples_of_shards_and_of_embeddings(folder: Path, tmp_path: Path, tiny: Path, run: Run) -> None:
+    shards = tmp_path / "shards"
+    write_shards(image_records(6), shards, samples_per_shard=3)
+    run("add", folder, "--source", f"{shards}/000000.tar")
+    run("delete", folder, "--keys", "p00001")
+    assert "4 pictures added" in run("add", folder, "--source", shards, "--new-only")
+    run("delete", folder, "--keys", "p00002,p00005")
+    embed(shards, tmp_path / "made", tiny)
+    assert "2 pictures added" in run("add", folder, "--embeddings", tmp_path / "made", "--new-only")
+    index = ImageIndex.open(folder)
+    vectors = {key: vector for rows in Embeddings.open(tmp_path / "made")
+               for key, vector in zip(rows.entries["key"].to_pylist(), rows.vectors, strict=True)}  # fmt: skip
+    assert len(vectors) == 6
+    for key, vector in vectors.items():
+        assert np.allclose(index.vectors(index.ids_of([key]))[0], vector, atol=2e-3)
+    told = run("add", folder, "--embeddings", tmp_path / "made", fails=True)
+    assert "6 of 6 pictures are in index" in told and "--key-prefix" in told
+    assert "6 pictures added" in run("add", folder, "--embeddings", tmp_path / "made", "--key-prefix", "b/")
+    assert "6 pictures added" in run("add", folder, "--source", shards, "--key_prefix", "c/")
+    assert {"p00004", "b/p00004", "c/p00004"} <= set(keys(folder))
+
+
+def test_additions_do_not_meet_and_a_stopped_one_is_in_nobodys_way(
+    folder: Path, tmp_path: Path, tiny: Path, run: Run
+) -> None:
+    own = tmp_path / "index" / "embeddings"  # somebody's, who chose that folder
+    embed(pictures_in(tmp_path / "kept", 40, 42), own, tiny)
+    one, other = pictures_in(tmp_path / "one", 20, 23), pictures_in(tmp_path / "other", 30, 35)
+    options = EmbedOptions()
+    extraction = Extraction(folder / "unfinished", tiny, str(one), options, load, private="add")
+    with pytest.raises(KeyboardInterrupt), extraction.running(EngineOptions(), print, everything) as found:
+        assert "another `cclm embed` writes to" in run("add", folder, "--source", one, fails=True)
+        assert "5 pictures added, version 2: 17 pictures" in run("add", folder, "--source", other)
+        assert "2 segments became 1" in run("compact", folder)  # what a process is at stays
+        assert "command(s) have" in run("show", folder) and len(found[0]) == 3
+        raise KeyboardInterrupt
+    assert keys(folder)[-5:] == [f"p{number}.jpg" for number in range(30, 35)]
+    told = run("add", folder, "--source", one)
+    assert "1 of 1 parts are there already" in told and "3 pictures added" in told
+    assert not (folder / "unfinished").exists() and "command(s)" not in run("show", folder)
+    again = pictures_in(tmp_path / "again", 50, 52)
+    extraction = replace(extraction, source=str(again))
+    with pytest.raises(KeyboardInterrupt), extraction.running(EngineOptions(), print, everything):
+        raise KeyboardInterrupt
+    assert (folder / "unfinished").exists() and "embeddings of 1 stopped command(s) removed" in run("compact", folder)
+    assert not (folder / "unfinished").exists() and Embeddings.open(own).rows == 2
+
+
+def test_embeddings_that_are_kept_stay(tmp_path: Path, tiny: Path, run: Run) -> None:
+    output, photos = tmp_path / "index", pictures_in(tmp_path / "first", 0, 4)
+    run("build", "--model", tiny, "--source", photos, "--output", output, "--keep-embeddings", "--key-prefix", "a/")
+    assert keys(output)[0] == "a/p00.jpg"
+    run("add", output, "--source", pictures_in(tmp_path / "more", 4, 6))
+    assert Embeddings.open(output / "embeddings").rows == 4
+    run("build", "--model", tiny, "--source", photos, "--output", output)
+    assert Embeddings.open(output / "embeddings").rows == 4 and not (output / "unfinished").exists()
+
+
+def test_folders_behind_links_are_told(folder: Path, tmp_path: Path, run: Run) -> None:
+    more = pictures_in(tmp_path / "more", 12, 14)
+    (more / "linked").symlink_to(pictures_in(tmp_path / "elsewhere", 14, 17))
+    assert "left out: 1 x folder behind a symbolic link" in run("add", folder, "--source", more)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "linked").symlink_to(tmp_path / "elsewhere")
+    told = run("add", folder, "--source", tmp_path / "links", fails=True)
+    assert "no jpg, png or webp" in told and "(1 folders behind symbolic links were not searched)" in told
 
 
 def test_embeddings_that_are_there_already(folder: Path, tmp_path: Path, tiny: Path, run: Run) -> None:
@@ -86,6 +176,10 @@ def test_embeddings_that_are_there_already(folder: Path, tmp_path: Path, tiny: P
     embed(pictures_in(tmp_path / "others", 30, 33), tmp_path / "others_embedded", other)
     assert "embed with that one" in run("add", folder, "--embeddings", tmp_path / "others_embedded", fails=True)
     assert "either --source PICTURES" in run("add", folder, fails=True)
+    told = run("add", folder, "--embeddings", tmp_path / "more_embedded", "--languages", "de", "--dtype", "float32",
+               fails=True)  # fmt: skip
+    assert "--languages, --dtype: of no effect on embeddings that are there" in told
+    assert "--root is of embeddings" in run("add", folder, "--source", "a", "--root", "b", fails=True)
     assert "either --source" in run("add", folder, "--source", "a", "--embeddings", "b", fails=True)
     shutil.rmtree(tmp_path / "more_embedded" / "parts")
     (tmp_path / "more_embedded" / "manifest.json").unlink()  # as clip-retrieval leaves it
@@ -106,9 +200,47 @@ def test_deleting_and_compacting(folder: Path, tmp_path: Path, run: Run) -> None
     assert "no column 'colour'" in run("delete", folder, "--where", "colour = 'red'", fails=True)
     assert "takes one of --keys" in run("delete", folder, fails=True)
     assert "takes one of --keys" in run("delete", folder, "--keys", "a", "--where", "key = 'b'", fails=True)
+    assert "condition: there is none" in run("delete", folder, "--where", " ", fails=True)
     assert "1 segments became 1, version 5: 5 pictures" in run("compact", folder)
     assert "nothing to do" in run("compact", folder)
     assert keys(folder) == [f"p{number:02}.jpg" for number in range(7, 12)]
+
+
+def test_keys_of_any_characters(folder: Path, tmp_path: Path, run: Run) -> None:
+    odd = ["p00.jpg\np01.jpg", "p00.jpg\u2028p01.jpg", "p02.jpg,p03.jpg", '"p04.jpg".jpg', "\x1b[31mred.jpg"]
+    photos = tmp_path / "odd"
+    photos.mkdir()
+    for name in odd:
+        (photos / f"{name}.jpg").write_bytes(picture(5))
+    run("add", folder, "--source", photos)
+    told = run("duplicates", folder, "--threshold", 1, "--output", tmp_path / "again")
+    assert "p00.jpg\\np01.jpg" in told and "\\x1b[31m" in told and "\x1b" not in told
+    assert "5 pictures deleted" in run("delete", folder, "--keys-from", tmp_path / "again")
+    assert keys(folder) == [f"p{number:02}.jpg" for number in range(12)]
+    run("add", folder, "--source", photos)
+    listed = json.dumps([f"{name}.jpg" for name in odd[:3]])
+    assert "3 pictures deleted" in run("delete", folder, "--keys", listed)
+    by_hand = tmp_path / "by_hand"
+    by_hand.write_bytes('\ufeffp01.jpg\r\n\r\n"p04.jpg".jpg.jpg\n"p02.jpg"\n'.encode())
+    assert "3 pictures deleted" in run("delete", folder, "--keys-from", by_hand)
+    for name, data in (("binary", b"\xff\x00"), ("empty", b"\n")):
+        (tmp_path / name).write_bytes(data)
+    for name, message in (("binary", "is no readable file"), ("empty", "names no key"), ("odd", "is no readable file"),
+                          ("nowhere", "is no readable file")):  # fmt: skip
+        assert message in run("delete", folder, "--keys-from", tmp_path / name, fails=True)
+
+
+def test_compacting_within_another_budget(folder: Path, run: Run) -> None:
+    assert "1 segments became 1" in run("compact", folder, "--factory", "IVF4,Flat", "--search", "nprobe=4")
+    manifest = ImageIndex.open(folder).manifest
+    assert (manifest.segments[0].factory, manifest.budget["factory"]) == ("IVF4,Flat", "IVF4,Flat")
+    run("delete", folder, "--where", "key >= 'p03'")
+    run("compact", folder)  # three rows
+    manifest = ImageIndex.open(folder).manifest
+    assert (manifest.segments[0].factory, manifest.budget["factory"], manifest.rows) == ("Flat", "", 3)
+    assert "give at most one for each" in run("compact", folder, "--factory", "IVF4,Flat", fails=True)
+    run("compact", folder, "--min-recall", "0.8", "--max-memory", "1GB")
+    assert ImageIndex.open(folder).manifest.budget["min_recall"] == 0.8
 
 
 def test_duplicates_and_the_command_against_them(folder: Path, tmp_path: Path, run: Run) -> None:
