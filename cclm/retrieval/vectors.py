@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 MAPPED_FROM = 2**30  # bytes of an index that is mapped into memory rather than read
 GATHERED_ROWS = 16_384  # at a time
-MANY_QUERIES = 20  # from so many on, a product of matrices is faster than one query after the other
-THREAD_SCORES = 2**20  # that are worth a thread
+MANY_QUERIES = 3  # from so many on, a product of matrices is faster than one query after the other
+THREAD_SCORES = 2**15  # that are worth a thread
 FEW_ROWS = 20_000  # of them, and of less than FEW of all, an exact search costs no more than an approximate one
 FEW = 0.02
 _WIDEST = 2**16
@@ -236,6 +236,8 @@ def _read(path: Path, factory: str) -> faiss.Index:
     if not 0 < width <= _WIDEST:
         raise ValueError(f"{path} is no readable FAISS index (width {width}); {REBUILD}")
     expected = check_factory(factory, width)
+    # For the process: FAISS would compare up to 500 queries of this width one by one, in five times the time.
+    faiss.cvar.distance_compute_blas_threshold = MANY_QUERIES * width
     size = path.stat().st_size
     names = ("deserialization_vector_byte_limit", "deserialization_loop_limit")
     before = {name: getattr(faiss, f"get_{name}")() for name in names}
