@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,8 @@ from cclm.verbs.iglue import run as iglue_run
 from cclm.verbs.iglue import score as iglue_score
 
 if TYPE_CHECKING:
+    from argparse import Action
+
     from jsonargparse import ArgumentParser, Namespace
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -138,6 +140,13 @@ def _parser(name: str, description: str) -> ArgumentParser:
     class OneLine(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> None:
             raise ValueError(f"{name}: {message}") from ex
+
+        def _match_arguments_partial(self, actions: Sequence[Action], pattern: str) -> list[int]:
+            """Have what may be left out, but is not, stand behind options too, as in Python 3.13."""
+            counts = super()._match_arguments_partial(actions, pattern)
+            while counts and not counts[-1] and "O" in pattern:
+                counts.pop()
+            return counts
 
     return OneLine(prog=f"cclm {name}", description=description)
 

@@ -61,6 +61,8 @@ class Condition:
 
         if len(text) > MAX_LENGTH:
             raise ValueError(f"the condition has {len(text)} characters; {MAX_LENGTH} are allowed")
+        if not text.strip():
+            _refuse("there is none")
         reader = _Reader()
         try:
             _check_tokens(sqlglot.tokenize(text))
@@ -169,7 +171,7 @@ class _Reader:
 
     def _is_null(self, name: str) -> Rows:
         if name in _MANY:
-            return lambda table: pc.equal(pc.fill_null(pc.list_value_length(_captions(table)), 0), 0)
+            return _negated(_of(name, pc.is_valid))
         return lambda table: pc.is_null(table[name])
 
     def _like(self, node: exp.Expression) -> Rows:

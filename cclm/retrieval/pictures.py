@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ class Pictures:
     """Reads pictures under `roots`, the folders that entries number by their `root`.
 
     A path that is absolute, has `..` in it, or leads out of its root by a symbolic link is refused, whatever it names;
-    so is all that is no regular file, and all that does not begin as a jpeg, png or webp does.
+    so is all that is no regular file, all that does not begin as a jpeg, png or webp does, and a picture that is not
+    the one that was indexed, by its SHA-256 where the entry has it.
     """
 
     def __init__(self, roots: Sequence[Path]) -> None:
@@ -45,6 +47,8 @@ class Pictures:
         finally:
             os.close(descriptor)
         media_type(data)
+        if entry.sha256 and hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise SampleError("picture is another one than was indexed")
         return data
 
     def open(self, entry: Entry, size: int | None = None) -> Image.Image:

@@ -121,7 +121,7 @@ class Searcher:
         index = self.index
         try:
             return self.pictures.open(index.entries(np.array([id]))[0], PIXELS)
-        except KeyError:
+        except (KeyError, OverflowError):
             raise _unknown(id, index) from None
 
     def _check_rerank(self, queries: Sequence[Query]) -> None:
@@ -210,6 +210,8 @@ def _indexed(ids: list[int], index: ImageIndex) -> np.ndarray:
         return index.vectors(np.array(ids, np.int64))
     except KeyError as error:
         raise _unknown(error.args[0], index) from None
+    except OverflowError:
+        raise _unknown(max(ids, key=abs), index) from None
 
 
 def _unknown(id: int, index: ImageIndex) -> ValueError:

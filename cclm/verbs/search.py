@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cclm.errors import printable
 from cclm.verbs.inputs import load
 
 if TYPE_CHECKING:
@@ -30,17 +31,16 @@ def options(parser: ArgumentParser) -> None:
         type=str,
         nargs="?",
         default=None,
-        help="""text such as 'beach -people "red car"^2', or an image file""",
+        help="""text such as 'beach -people "red car"^2', or an image file; last, after --, if it begins with minus""",
     )
-    parser.add_argument("--image", type=Path, nargs="+", default=[], help="image files that count beside the text")
-    parser.add_argument("--like", type=str, nargs="+", default=[], help="keys of indexed pictures: more like these")
+    each = "give it once for each"
+    parser.add_argument("--image", type=str, action="append", default=[], help=f"image file beside the text; {each}")
+    parser.add_argument("--like", type=str, action="append", default=[], help=f"key of a picture to be like; {each}")
     parser.add_argument("-k", type=int, default=10, help="number of hits")
     parser.add_argument("--where", type=str, default=None, help="search among these: lang = 'de' and width > 500")
     parser.add_argument("--rerank", type=int, default=0, help="first hits that the matching head puts in a new order")
     parser.add_argument("--explain", type=Path, default=None, help="folder to write where in each hit the words are")
-    parser.add_argument(
-        "--images", type=Path, nargs="+", default=None, help="the pictures' folders, if they have moved"
-    )
+    parser.add_argument("--images", type=str, action="append", default=[], help=f"pictures' folder now; {each}")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--model", type=Path, default=None, help="the model's folder, where it has moved")
     parser.add_argument("--device", default="cpu")
@@ -54,7 +54,7 @@ def run(given: Namespace) -> None:
 
     index = ImageIndex.open(given.index)
     query = _query(given, index)
-    among = index.select(given.where) if given.where else None
+    among = index.select(given.where) if given.where is not None else None
     if given.explain:
         check_replaceable(given.explain, [SHEETS])
         if query.subject is None:
@@ -62,7 +62,7 @@ def run(given: Namespace) -> None:
     model, _ = load(index.model(given.model), given.device)
     if given.rerank or given.explain:
         model.check_match()
-    pictures = Pictures(given.images or index.manifest.root_folders(index.folder))
+    pictures = Pictures([Path(folder) for folder in given.images] or index.manifest.root_folders(index.folder))
     searcher = Searcher(index, model, pictures)
     hits = searcher.search([query], given.k, among, given.rerank)[0]
     sheets = _explained(searcher, query, hits, given.explain) if given.explain else {}
@@ -71,7 +71,11 @@ def run(given: Namespace) -> None:
     else:
         for hit in hits:
             match = f"  {'-' if hit.match is None else f'{hit.match:.3f}':>5}" if given.rerank else ""
-            print(f"{hit.rank:3d}  {hit.score:6.3f}{match}  {hit.entry.key}  {hit.entry.caption()}")
+            shown = printable(f"{hit.entry.key}  {hit.entry.caption()}")
+            print(f"{hit.rank:3d}  {hit.score:6.3f}{match}  {shown}")
+    if not hits:
+        reason = f"no picture of it fulfils --where {given.where}" if len(index) else "it is empty"
+        print(f"cclm: nothing matches in index {given.index}: {printable(reason)}", file=sys.stderr)
     _tell("reranked", searcher.unread)
 
 
@@ -80,8 +84,8 @@ def _query(given: Namespace, index: ImageIndex) -> Query:
     from cclm.retrieval.query import ImageTerm, IndexedTerm, Query, query_kind
 
     kind = None if given.query is None else query_kind(given.query)
-    files = [*given.image, *([Path(given.query)] if kind == "image" else [])]
-    also = [ImageTerm(_opened(file)) for file in files]
+    files = [*given.image, *([given.query] if kind == "image" else [])]
+    also = [ImageTerm(_opened(Path(file))) for file in files]
     for key, id in zip(given.like, index.ids_of(given.like).tolist(), strict=True):
         if id < 0:
             raise ValueError(f"index {index.folder} has no picture of key {key!r}; check --like")

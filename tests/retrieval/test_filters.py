@@ -90,10 +90,21 @@ def test_what_a_condition_finds(metadata: Metadata, text: str, expected: str) ->
     assert " ".join(ENTRIES[row].key for row in np.flatnonzero(rows)) == expected
 
 
+def test_a_language_without_a_text_is_no_caption(tmp_path: Path) -> None:
+    writer = MetadataWriter(tmp_path / "metadata.parquet", 0)
+    writer.write(table_of([Entry("a", {"en": []}), Entry("b", {"en": ["x"], "de": []}), Entry("c")]))
+    writer.close()
+    metadata = Metadata(tmp_path / "metadata.parquet")
+    expected = {"caption is null": [1, 0, 1], "caption is not null": [0, 1, 0], "lang is null": [0, 0, 1]}
+    for text, rows in expected.items():
+        assert Condition.parse(text).rows(metadata).tolist() == list(map(bool, rows)), text
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "'' is not understood"),
+        ("", "there is none"),
+        (" \n", "there is none"),
         ("width >", "is not understood"),
         ("key = 'a", "is not understood"),
         ("colour = 'red'", "no column 'colour'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import socket
@@ -46,6 +47,15 @@ def test_whole_files(root: Path, kind: str) -> None:
     assert pictures.read(entry) == data and media_type(data) == f"image/{kind.lower()}"
     image = pictures.open(entry)
     assert image.size == (40, 30) and image.mode == "RGB" and image.getpixel((20, 15))[0] > 150
+
+
+def test_a_picture_that_has_changed_is_not_shown_for_the_one_indexed(root: Path) -> None:
+    pictures, file = Pictures([root]), root / "a" / "b" / "red.jpg"
+    entry = Entry("k", path="a/b/red.jpg", sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+    assert pictures.read(entry) == file.read_bytes()
+    file.write_bytes(encoded(colour=(10, 10, 200)))
+    with pytest.raises(SampleError, match="picture is another one than was indexed"):
+        pictures.open(entry)
 
 
 def test_members_of_a_tar_and_places_beyond_its_end(root: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from cclm.images import open_image
 from cclm.models.model import CCLMConfig, CCLMModel
 from cclm.retrieval import searcher as module
 from cclm.retrieval.index import ImageIndex, build_index
+from cclm.retrieval.living import IndexWriter
 from cclm.retrieval.manifest import ModelSource
 from cclm.retrieval.metadata import Entry, Rows
 from cclm.retrieval.pictures import Pictures
@@ -100,8 +103,11 @@ def test_the_least_recent_texts_are_forgotten(
 def test_more_like_a_picture_finds_it_first(searcher: Searcher) -> None:
     for hits in searcher.search([Query((IndexedTerm(3),)), Query((IndexedTerm(7),))], 4):
         assert len(hits) == 4 and hits[0].score == pytest.approx(1, abs=1e-5) and hits[0].match is None
-    with pytest.raises(ValueError, match="has no picture of id 99"):
-        searcher.search([Query((IndexedTerm(99),))])
+    for id in (99, 2**63, -(2**70)):
+        with pytest.raises(ValueError, match=f"has no picture of id {id};"):
+            searcher.search([Query((IndexedTerm(id),))])
+        with pytest.raises(ValueError, match=f"has no picture of id {id};"):
+            searcher.explain("Hund", id)
 
 
 def test_reranking_orders_the_first_hits_by_match(searcher: Searcher, model: Counting, folder: Path) -> None:
@@ -209,6 +215,43 @@ class TestVerb:
         main(["search", index, " -Hund", "--image", file, "-k", "1"])
         assert "1.000" not in capsys.readouterr().out
 
+    def test_a_text_stands_behind_flags_and_behind_a_minus(self, folder: Path, capsys: pytest.CaptureFixture) -> None:
+        index, files = str(folder / "index"), [str(folder / "pictures" / f"{number}.png") for number in (4, 7)]
+        also = ["-k", "1", "--image", files[0], "--like", "p/7", "--images", str(folder / "pictures")]
+        main(["search", index, *also, "Hund"])
+        found = capsys.readouterr().out
+        main(["search", index, "Hund", *also])
+        assert capsys.readouterr().out == found
+        main(["search", index, "-k", "1", "--image", files[0], "--image", files[1]])
+        both = capsys.readouterr().out
+        main(["search", index, "-k", "1", "--like", "p/4", "--like", "p/7"])
+        assert capsys.readouterr().out == both
+        main(["search", index, *also, "--", "-Hund"])
+        assert capsys.readouterr().out != found
+
+    def test_what_would_act_on_a_terminal_is_escaped(self, folder: Path, capsys: pytest.CaptureFixture) -> None:
+        index = ImageIndex.open(folder / "index")
+        build_index(
+            [Rows.of([Entry("a\x1b[2Jb\n", {"en": ["\x07bell"]}, path="0.png")], index.vectors(np.array([0])))],
+            folder / "odd",
+            ModelSource.of(index.model()),
+            [folder / "pictures"],
+        )
+        main(["search", str(folder / "odd"), "Hund", "-k", "1"])
+        assert r"a\x1b[2Jb\n  \x07bell" in capsys.readouterr().out
+
+    def test_where_nothing_is_found_it_is_told(
+        self, folder: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        main(["search", str(folder / "index"), "Hund", "-k", "2", "--where", "key = 'none'"])
+        told = capsys.readouterr()
+        assert not told.out and re.search(r"cclm: nothing matches .* fulfils --where key = 'none'$", told.err.strip())
+        with IndexWriter(shutil.copytree(folder / "index", folder / "emptied")) as writer:
+            writer.delete(where="id >= 0")
+        main(["search", str(folder / "emptied"), "Hund"])
+        told = capsys.readouterr()
+        assert not told.out and "emptied: it is empty" in told.err and "is cut" not in caplog.text
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -219,6 +262,7 @@ class TestVerb:
             (["--like", "p/1", "--explain", "sheets"], "explain shows where the words of a text are"),
             (["--like", "p/1", "--rerank", "3"], "a query has none; add one, or do not rerank"),
             (["Hund", "--where", "wide"], "wide"),
+            (["Hund", "--where", ""], "condition: there is none"),
         ],
     )
     def test_refusals(self, folder: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str) -> None:
