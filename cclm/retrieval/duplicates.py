@@ -26,7 +26,9 @@ _ROUNDING = 1e-6  # equal embeddings may fall short of 1 by that
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A picture of a group. `similarity`: cosine of its embedding and that of the group's first."""
+    """A picture of a group. `similarity`: cosine of its embedding and that of the group's first, whose bytes it has
+    where that is below the threshold.
+    """
 
     id: int
     entry: Entry
@@ -36,8 +38,8 @@ class Duplicate:
 def find_duplicates(
     index: ImageIndex, threshold: float = 0.96, progress: Callable[[float], None] = lambda done: None
 ) -> list[list[Duplicate]]:
-    """Groups of pictures of which each has the bytes of another one, or an embedding within `threshold`, the largest
-    groups first. In a group the picture of most pixels comes first, and of these the oldest in the index.
+    """Groups of pictures, the largest first: one, and all that have its bytes or an embedding within `threshold` of its
+    own and are of no group yet. Those of most pixels are first to have a group, and of these the oldest in the index.
 
     Every pair is compared: the time grows with N squared, the memory with N. `progress` is told the share that is
     done. Errors: ValueError for a threshold that is no cosine.
@@ -50,19 +52,19 @@ def find_duplicates(
     ]
     own = [segment.metadata.ids[rows] for segment, rows in zip(index.segments, places, strict=True)]
     ids = np.concatenate([np.zeros(0, np.int64), *own])
-    groups = _Groups(len(ids))
-    groups.add(*_equal_bytes(index, places))
+    joined = _Joined(len(ids))
+    joined.add(*_equal_bytes(index, places))
     with tempfile.TemporaryDirectory(prefix="cclm-duplicates-") as folder:
         vectors = _gathered(index, ids, Path(folder) / "vectors")
         for done, pairs in _close_pairs(vectors, threshold):
-            groups.add(*pairs)
+            joined.add(*pairs)
             progress(done)
-        found = [_group(index, ids[rows]) for rows in groups.several()]
+        found = [group for rows in joined.several() for group in _stars(index, ids[rows], vectors[rows], threshold)]
     return sorted(found, key=lambda group: (-len(group), group[0].id))
 
 
-class _Groups:
-    """Sets of rows that pairs join; of the pairs, only some are kept at a time."""
+class _Joined:
+    """Sets of rows that chains of pairs join; of the pairs, only some are kept at a time."""
 
     def __init__(self, rows: int) -> None:
         self._labels = np.arange(rows)
@@ -124,9 +126,17 @@ def _close_pairs(vectors: np.ndarray, threshold: float) -> Iterator[tuple[float,
             yield done / total, (first + start, second + other)
 
 
-def _group(index: ImageIndex, ids: np.ndarray) -> list[Duplicate]:
-    entries, vectors = index.entries(ids), index.vectors(ids)
-    pixels = [(entry.width or 0) * (entry.height or 0) for entry in entries]
-    order = sorted(range(len(ids)), key=lambda place: (-pixels[place], ids[place]))
-    similarities = np.minimum(vectors @ vectors[order[0]], 1)
-    return [Duplicate(int(ids[place]), entries[place], float(similarities[place])) for place in order]
+def _stars(index: ImageIndex, ids: np.ndarray, vectors: np.ndarray, threshold: float) -> Iterator[list[Duplicate]]:
+    """Of pictures that chains of pairs join, groups around one each: the ends of a chain may be quite different."""
+    entries = index.entries(ids)
+    hashes = np.array([entry.sha256 or f"none {place}" for place, entry in enumerate(entries)])
+    pixels = np.array([(entry.width or 0) * (entry.height or 0) for entry in entries])
+    left = np.lexsort((ids, -pixels))
+    while len(left) > 1:
+        similarities = np.minimum(vectors[left] @ vectors[left[0]], 1)
+        alike = (similarities >= threshold - _ROUNDING) | (hashes[left] == hashes[left[0]])
+        alike[0] = True
+        if alike.sum() > 1:
+            found = zip(left[alike], similarities[alike], strict=True)
+            yield [Duplicate(int(ids[place]), entries[place], float(cosine)) for place, cosine in found]
+        left = left[~alike]

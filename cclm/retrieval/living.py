@@ -101,33 +101,34 @@ class IndexWriter:
             self._change(chosen)
         return count
 
-    def compact(self, budget: Budget | None = None) -> IndexManifest:
+    def compact(self, budget: Budget | None = None, strict: bool = False) -> IndexManifest:
         """Index all that is there in one new segment, whose kind is chosen anew; ids stay, deleted rows go.
 
         `budget`: what it may cost and should reach, from now on; by default what the first build was given, less an
-        index named by hand that the rows left are too few for. Errors: ValueError where no index holds it.
+        index named by hand that the rows left are too few for. `strict`: as of `build_index`. Errors: ValueError
+        where no index holds it.
         """
         manifest = self.index.manifest
         if budget is None and len(manifest.segments) <= 1 and not any(segment.deleted for segment in manifest.segments):
             return manifest
         chosen = budget or budget_of(manifest)
         try:
-            segments = self._joined(chosen)
+            segments = self._joined(chosen, strict)
         except ValueError as error:
             if budget is not None or not chosen.factory:
                 raise
             logger.warning("%s is not built again (%s); an index is chosen", chosen.factory, first_line(error))
             chosen = replace(chosen, factory="", search="")
-            segments = self._joined(chosen)
+            segments = self._joined(chosen, strict)
         return self._commit(segments, budget=asdict(chosen))
 
-    def _joined(self, budget: Budget) -> list[Segment]:
+    def _joined(self, budget: Budget, strict: bool) -> list[Segment]:
         """All that is there in one segment, none if nothing is."""
         manifest = self.index.manifest
         if not manifest.rows:
             return []
         parts = _LiveRows.of(self.index.segments)
-        return [write_segment(parts, new_segment(self.folder, manifest.version + 1), budget=budget)]
+        return [write_segment(parts, new_segment(self.folder, manifest.version + 1), budget=budget, strict=strict)]
 
     def _outline(self, parts: Sequence[Rows], model: ModelSource | None) -> Outline:
         """Errors: ValueError for another model, or width, than the index has."""

@@ -76,6 +76,11 @@ def budget(given: Namespace, former: Budget | None = None) -> Budget:
     return replace(former or Budget(), **changed)
 
 
+def is_demand(given: Namespace) -> bool:
+    """Whether what a budget asks was said, and is not to be missed."""
+    return bool(given.min_recall or given.max_latency)
+
+
 def build_options(parser: ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=None, help="a pretrained folder; embeddings name theirs")
@@ -120,8 +125,7 @@ def _index(found: Embeddings, given: Namespace, asked: Budget) -> None:
     roots = [] if found.root is None else [found.root]
     texts = text_queries(found.folder, found.dim)
     model = model_of(found, given.model)
-    strict = bool(given.min_recall or given.max_latency)
-    manifest = build_index(found, given.output, model, roots, _data(found), asked, texts, strict=strict)
+    manifest = build_index(found, given.output, model, roots, _data(found), asked, texts, is_demand(given))
     _show_reached(given.output, manifest)
 
 

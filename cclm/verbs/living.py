@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cclm.errors import first_line, printable
 from cclm.verbs.embed import embedded, find, model_of
-from cclm.verbs.index import add_budget_options, add_picture_options, budget, check_picture_options, option
+from cclm.verbs.index import add_budget_options, add_picture_options, budget, check_picture_options, is_demand, option
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -170,7 +170,7 @@ def compact(given: Namespace) -> None:
         before = writer.index.manifest
         former = budget_of(before)
         asked = budget(given, former)
-        manifest = writer.compact(asked if asked != former else None)
+        manifest = writer.compact(asked if asked != former else None, is_demand(given))
     if removed := remove_unused(_unfinished(given.index)):
         print(f"{given.index}: embeddings of {removed} stopped command(s) removed")
     if manifest == before:
