@@ -129,13 +129,19 @@ def _as_inner_sees(index: faiss.Index, queries: np.ndarray) -> np.ndarray:
     return queries
 
 
-def parameters(index: faiss.Index, selector: faiss.IDSelector | None, width: int = 0) -> faiss.SearchParameters:
-    """The parameters that the index has, with a selector, and a width of its own: of lists, or of a walk in a graph."""
+def parameters(
+    index: faiss.Index, selector: faiss.IDSelector | None, width: int = 0, excess: float = 1
+) -> faiss.SearchParameters:
+    """The parameters that the index has, with a selector, and a width of its own: of lists, or of a walk in a graph.
+
+    `excess`: times as many rows are compared as is usual; where candidates are refined, more of them are then.
+    """
     import faiss
 
     if isinstance(index, faiss.IndexRefine):
         base = parameters(faiss.downcast_index(index.base_index), selector, width)
-        return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=base)
+        factor = index.k_factor * max(1, excess) ** 0.5
+        return faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=base)
     if isinstance(index, faiss.IndexPreTransform):
         base = parameters(faiss.downcast_index(index.index), selector, width)
         return faiss.SearchParametersPreTransform(index_params=base)

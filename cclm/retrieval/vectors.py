@@ -137,9 +137,11 @@ class Vectors:
         if not kind:
             return self._index.search(queries, k, params=parameters(self._index, selector))
         found, widths = nothing(len(queries), k), probes(self._index, self._lists, queries, k, allowed)
+        usual = inner_of(self._index).nprobe * len(self) / np.count_nonzero(allowed)
         for width in np.unique(widths).tolist():
-            some = np.flatnonzero(widths == width)
-            _put(found, some, self._index.search(queries[some], k, params=parameters(self._index, selector, width)))
+            some, excess = np.flatnonzero(widths == width), width / usual
+            wider = parameters(self._index, selector, width, excess)
+            _put(found, some, self._index.search(queries[some], k, params=wider))
         return found
 
     def _exact(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
