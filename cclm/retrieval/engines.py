@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -94,8 +95,8 @@ def _mapped(tasks: Sequence[Task], make: Callable[[], Callable[[Task], Done]], e
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False  # the bar is ours
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised here
-        room = int(ray.cluster_resources().get("CPU", 1)) // engine.cpus_per_actor
-        actors = max(1, min(engine.actors or room, len(tasks)))
+        room = _room([node["Resources"] for node in ray.nodes() if node["Alive"]], engine)
+        actors = min(engine.actors or room, len(tasks))
         data = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=min(len(tasks), _BLOCKS))
         done = data.map_batches(
             _Actor,
@@ -113,6 +114,21 @@ def _mapped(tasks: Sequence[Task], make: Callable[[], Callable[[Task], Done]], e
         ray.shutdown()
 
 
+def _room(nodes: Sequence[dict[str, float]], engine: EngineOptions) -> int:
+    """How many actors find a place on nodes with these resources. Errors: ValueError where none does, as Ray would
+    wait for a larger node for ever.
+    """
+    wanted = {"CPU": engine.cpus_per_actor, "GPU": engine.gpus_per_actor}
+    room = sum(min(int(node.get(kind, 0) // count) for kind, count in wanted.items() if count) for node in nodes)
+    if not room:
+        most = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes[:8])
+        raise ValueError(
+            f"an actor takes {wanted['CPU']} CPUs and {wanted['GPU']} GPUs, and no node of the Ray cluster has them "
+            f"(there are {most}); give less as --cpus_per_actor, or --device cpu"
+        )
+    return room
+
+
 class _WithoutRay(io.TextIOBase):
     """Standard output for all but Ray's own threads: these print the last log lines of a node that has died."""
 
@@ -128,6 +144,10 @@ class _WithoutRay(io.TextIOBase):
 
     def flush(self) -> None:
         self._stream.flush()
+
+    @property
+    def closed(self) -> bool:
+        return self._stream.closed
 
     def isatty(self) -> bool:
         return self._stream.isatty()
@@ -158,11 +178,20 @@ def _connected(engine: EngineOptions) -> Any:
         raise ValueError("--engine ray needs Ray: pip install 'cclm[ray]', on every node of the cluster") from None
     own = {"include_dashboard": False} if not engine.ray_address else {}
     try:
-        with _logged_stderr():
+        with _logged_stderr(), _own_termination():
             ray.init(engine.ray_address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ValueError(f"no Ray cluster at {engine.ray_address or 'this machine'}: {first_line(error)}") from None
     return ray
+
+
+@contextmanager
+def _own_termination() -> Iterator[None]:
+    """Whoever terminates us meets our handler as before, not Ray's, which tells of the stack and cleans nothing up."""
+    ours = signal.getsignal(signal.SIGTERM)
+    yield
+    if ours is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ours)
 
 
 @contextmanager

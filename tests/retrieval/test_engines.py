@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from cclm.data.shards import write_shards
-from cclm.retrieval.engines import EngineOptions, ahead, run
+from cclm.retrieval.engines import EngineOptions, _room, ahead, run
 from tests.data.conftest import image_records
 from tests.retrieval.extracting import contents, embed, load_together, receipts, write_tiny_model
 
@@ -86,6 +88,26 @@ class TestEngineOptions:
 
 @pytest.mark.timeout(300)
 class TestRay:
+    def test_an_actor_that_no_node_has_room_for_is_refused(self) -> None:
+        """Ray would wait for ever."""
+        nodes = [{"CPU": 3.0, "memory": 1e9}, {"CPU": 8.0, "GPU": 2.0}, {"memory": 1e9}]
+        assert _room(nodes, EngineOptions("ray", cpus_per_actor=2)) == 5
+        assert _room(nodes, EngineOptions("ray", gpus_per_actor=1)) == 2
+        for engine in (EngineOptions("ray", cpus_per_actor=9), EngineOptions("ray", gpus_per_actor=3)):
+            with pytest.raises(ValueError, match="no node of the Ray cluster has them .there are 3 CPUs and 0 GPUs, 8"):
+                _room(nodes, engine)
+
+    def test_who_is_terminated_ends_in_his_own_way(self) -> None:
+        pytest.importorskip("ray", reason="needs the extra `ray`")
+        heard: list[int] = []
+        former = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+        try:
+            for _ in run([1, 2], lambda: str, EngineOptions("ray", cpus_per_actor=1)):
+                os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            signal.signal(signal.SIGTERM, former)
+        assert heard == [signal.SIGTERM] * 2
+
     def test_a_node_that_dies_midway_loses_nothing(self, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
         ray = pytest.importorskip("ray", reason="needs the extra `ray`")
         from ray.cluster_utils import Cluster
