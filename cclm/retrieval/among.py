@@ -60,9 +60,8 @@ def probes(index: faiss.Index, lists: Lists, queries: np.ndarray, k: int, allowe
         return np.where(nearest >= 0, counts[nearest], 0).sum(1)
 
     found, left = np.full(len(queries), inner.nlist), np.arange(len(queries))
-    compared = held(lists.sizes, left)
-    near = held(allowed_in, left)
-    wanted = np.maximum(_wanted(compared, near, share), 2 * k)
+    nearest = np.maximum(quantizer.search(queries, 1)[1][:, 0], 0)
+    wanted = np.maximum(_wanted(held(lists.sizes, left), allowed_in[nearest], share * lists.sizes[nearest]), 2 * k)
     while len(left) and width < inner.nlist:
         enough = held(allowed_in, left) >= wanted[left]
         found[left[enough]] = width
@@ -70,13 +69,13 @@ def probes(index: faiss.Index, lists: Lists, queries: np.ndarray, k: int, allowe
     return found
 
 
-def _wanted(compared: np.ndarray, near: np.ndarray, share: float) -> np.ndarray:
+def _wanted(compared: np.ndarray, near: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """How many allowed rows (Q,) to compare with each query.
 
-    Nearly as many as the rows that would be `compared` if all were allowed. Where those `near` it that are allowed are
-    fewer than their share of all, what it looks for is further off, in more directions: then so many times as many.
+    Nearly as many as the rows that would be `compared` if all were allowed. Where fewer are allowed `near` it than are
+    `expected` by their share of all, what it looks for is further off, in more directions: then so many times as many.
     """
-    return ENOUGH * compared * np.maximum(1, share * compared / np.maximum(near, 0.5))
+    return ENOUGH * compared * np.maximum(1, expected / np.maximum(near, 0.5))
 
 
 def in_graph(index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarray) -> Found:
@@ -95,7 +94,8 @@ def in_graph(index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarra
             chosen = (rows >= 0) & allowed[rows]
             near = chosen.sum(1)
             if not wanted[some[0]]:
-                wanted[some] = np.maximum(_wanted((rows >= 0).sum(1), near, count / len(allowed)), k)
+                compared = (rows >= 0).sum(1)
+                wanted[some] = np.maximum(_wanted(compared, near, compared * count / len(allowed)), k)
             enough = near >= wanted[some]
             first = np.argsort(~chosen[enough], axis=1, kind="stable")[:, :k]
             for into, values in zip(found, (scores, rows), strict=True):

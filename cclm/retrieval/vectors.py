@@ -26,6 +26,7 @@ MANY_QUERIES = 3  # from so many on, a product of matrices is faster than one qu
 THREAD_SCORES = 2**15  # that are worth a thread
 FEW_ROWS = 20_000  # of them, and of less than FEW of all, an exact search costs no more than an approximate one
 FEW = 0.02
+MORE_REFINED = 4096  # times its candidates is as many as a search for 1 may refine; for k, a k-th of that
 _WIDEST = 2**16
 
 
@@ -139,7 +140,7 @@ class Vectors:
         found, widths = nothing(len(queries), k), probes(self._index, self._lists, queries, k, allowed)
         usual = inner_of(self._index).nprobe * len(self) / np.count_nonzero(allowed)
         for width in np.unique(widths).tolist():
-            some, excess = np.flatnonzero(widths == width), width / usual
+            some, excess = np.flatnonzero(widths == width), min(width / usual, (MORE_REFINED / k) ** 2)
             wider = parameters(self._index, selector, width, excess)
             _put(found, some, self._index.search(queries[some], k, params=wider))
         return found
