@@ -96,6 +96,8 @@ class Vectors:
         if allowed is not None and self._by_hand(count, len(queries)):
             return self._exact(queries, k, allowed)
         found = self._index.search(queries, k) if allowed is None else self._widened(queries, k, allowed)
+        if (found[1][:, -1] >= 0).all():
+            return found
         for again in (self._widened, self._exact):
             short = np.flatnonzero((found[1] >= 0).sum(1) < min(k, count))
             if len(short):
