@@ -46,7 +46,7 @@ USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
   convert SOURCE OUT                       a released checkpoint -> a pretrained folder, and back (--to-original)
   embed --model M --source S --output O    embeddings of pictures, and captions, as numpy and parquet files
   index build --model M --source S --output O   embed, choose an index for a budget, measure it
-  index add DIR --source S [--replace]     more pictures, embedded by the index's own model
+  index add DIR --source S [--new-only]    more pictures, embedded by the index's own model (or --replace)
   index delete DIR --keys a,b | --where "lang = 'de' and width < 100"   [--dry-run]
   index compact DIR                        all segments into one, without the deleted rows
   index duplicates DIR [--threshold 0.96]  pictures that are there twice, or nearly

@@ -123,6 +123,20 @@ def test_new_samples_of_shards_and_of_embeddings(folder: Path, tmp_path: Path, t
     assert {"p00004", "b/p00004", "c/p00004"} <= set(keys(folder))
 
 
+def test_keys_that_shards_share_stay_as_they_are_when_more_shards_come(tmp_path: Path, tiny: Path, run: Run) -> None:
+    shards, output = tmp_path / "shards", tmp_path / "index"
+    for name in "ab":
+        write_shards(image_records(2), tmp_path / name)
+        shards.mkdir(exist_ok=True)
+        (tmp_path / name / "000000.tar").rename(shards / f"{name}.tar")
+    run("build", "--model", tiny, "--source", shards, "--output", output)
+    write_shards(image_records(1), tmp_path / "c")
+    (tmp_path / "c" / "000000.tar").rename(shards / "c.tar")
+    assert "1 pictures added" in run("add", output, "--source", shards, "--new-only")
+    assert keys(output) == ["a/p00000", "a/p00001", "b/p00000", "b/p00001", "c/p00000"]
+    assert "nothing new" in run("add", output, "--source", shards, "--new-only")
+
+
 def test_additions_do_not_meet_and_a_stopped_one_is_in_nobodys_way(
     folder: Path, tmp_path: Path, tiny: Path, run: Run
 ) -> None:

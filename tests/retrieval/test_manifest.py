@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,18 @@ def folder(tmp_path: Path) -> Path:
     with IndexWriter(folder) as writer:
         writer.delete(keys=names(0, 10))
     return folder
+
+
+def test_the_name_of_a_new_index_survives_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    index_in(tmp_path, names(0, 3))
+    assert tmp_path.stat().st_ino in synced and (tmp_path / "index").stat().st_ino in synced
 
 
 Change = Callable[[dict[str, Any]], object]
