@@ -5,6 +5,7 @@ Shapes: N rows, Q queries, E embedding, L inverted lists, k neighbours.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -42,10 +43,12 @@ class Lists:
         return self.sizes - counts if mostly else counts
 
 
-def probes(index: faiss.Index, lists: Lists, queries: np.ndarray, k: int, allowed: np.ndarray) -> np.ndarray:
+def probes(
+    index: faiss.Index, lists: Lists, queries: np.ndarray, k: int, allowed: np.ndarray, wider: float
+) -> np.ndarray:
     """In how many lists (Q,) of an inverted file to look among the allowed rows.
 
-    In so many that they hold the allowed rows that `_wanted` tells.
+    In so many that they hold the allowed rows that `_wanted` tells. `wider`: times the lists that are usual.
     """
     import faiss
 
@@ -53,7 +56,7 @@ def probes(index: faiss.Index, lists: Lists, queries: np.ndarray, k: int, allowe
     quantizer, queries = faiss.downcast_index(inner.quantizer), _as_inner_sees(index, queries)
     allowed_in = lists.counts(allowed)
     share = allowed_in.sum() / len(allowed)  # which is not 0
-    width = min(inner.nprobe, inner.nlist)
+    width = min(math.ceil(inner.nprobe * wider), inner.nlist)
 
     def held(counts: np.ndarray, some: np.ndarray) -> np.ndarray:
         nearest = quantizer.search(queries[some], width)[1]

@@ -5,6 +5,7 @@ Shapes: N rows, Q queries, E embedding, k neighbours.
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ MANY_QUERIES = 3  # from so many on, a product of matrices is faster than one qu
 THREAD_SCORES = 2**15  # that are worth a thread
 FEW_ROWS = 20_000  # of them, and of less than FEW of all, an exact search costs no more than an approximate one
 FEW = 0.02
+TUNED_FOR = 10  # neighbours: what a search for them finds is known; for fewer, so many are looked for, and cut
+AT_ONCE = 32  # queries in an approximate search, which holds tables for each of them and each list
 MORE_REFINED = 4096  # times its candidates is as many as a search for 1 may refine; for k, a k-th of that
 _WIDEST = 2**16
 
@@ -95,7 +98,18 @@ class Vectors:
         count = len(self) if allowed is None else int(np.count_nonzero(allowed))
         if allowed is not None and self._by_hand(count, len(queries)):
             return self._exact(queries, k, allowed)
-        found = self._index.search(queries, k) if allowed is None else self._widened(queries, k, allowed)
+        found = nothing(len(queries), k)
+        for start in range(0, len(queries), AT_ONCE):
+            some = np.arange(start, min(start + AT_ONCE, len(queries)))
+            _put(found, some, self._approximate(queries[some], k, allowed, count))
+        return found
+
+    def _approximate(self, queries: np.ndarray, k: int, allowed: np.ndarray | None, count: int) -> Found:
+        if k < TUNED_FOR:
+            scores, rows = self._approximate(queries, TUNED_FOR, allowed, count)
+            return scores[:, :k], rows[:, :k]
+        usual = allowed is None and k <= 2 * TUNED_FOR
+        found = self._index.search(queries, k) if usual else self._widened(queries, k, allowed)
         if (found[1][:, -1] >= 0).all():
             return found
         for again in (self._widened, self._exact):
@@ -129,22 +143,27 @@ class Vectors:
     def _lists(self) -> Lists:
         return Lists(inner_of(self._index))
 
-    def _widened(self, queries: np.ndarray, k: int, allowed: np.ndarray) -> Found:
-        """Approximately, each query as wide as the allowed rows around it demand."""
+    def _widened(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Found:
+        """Approximately, each query as wide as the allowed rows around it, and the number wanted, demand."""
         import faiss
 
-        kind = self.shape[0]
+        kind, wider = self.shape[0], max(1, k / TUNED_FOR) ** 0.85
+        if allowed is None:
+            inner = inner_of(self._index)
+            width = min(math.ceil(inner.nprobe * wider), inner.nlist) if kind == "ivf" else 0
+            width = math.ceil(max(inner.hnsw.efSearch, k) * wider**0.5) if kind == "hnsw" else width
+            return self._index.search(queries, k, params=parameters(self._index, None, width))
         if kind == "hnsw":
             return in_graph(self._index, queries, k, allowed)
         selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
         if not kind:
             return self._index.search(queries, k, params=parameters(self._index, selector))
-        found, widths = nothing(len(queries), k), probes(self._index, self._lists, queries, k, allowed)
-        usual = inner_of(self._index).nprobe * len(self) / np.count_nonzero(allowed)
+        found, widths = nothing(len(queries), k), probes(self._index, self._lists, queries, k, allowed, wider)
+        usual = inner_of(self._index).nprobe * wider * len(self) / np.count_nonzero(allowed)
         for width in np.unique(widths).tolist():
             some, excess = np.flatnonzero(widths == width), min(width / usual, (MORE_REFINED / k) ** 2)
-            wider = parameters(self._index, selector, width, excess)
-            _put(found, some, self._index.search(queries[some], k, params=wider))
+            chosen = parameters(self._index, selector, width, excess)
+            _put(found, some, self._index.search(queries[some], k, params=chosen))
         return found
 
     def _exact(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:

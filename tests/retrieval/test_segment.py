@@ -151,6 +151,16 @@ def test_among_some_rows_as_much_is_found_as_among_all(opened_kind: Vectors, cho
     assert reached(rows, allowed) > reached(opened_kind.search(queries, 10)[1], everything) - 0.06
 
 
+@pytest.mark.parametrize("k", [1, 2, 300])
+def test_as_much_is_found_of_few_or_many_as_of_ten(opened_kind: Vectors, k: int) -> None:
+    queries = CLUSTERED[:60]
+    for allowed in (np.ones(len(CLUSTER), bool), np.random.default_rng(4).random(len(CLUSTER)) < 0.9):
+        order = np.argsort(-np.where(allowed, queries @ CLUSTERED.T, -np.inf))[:, : max(k, 10)]
+        among = None if allowed.all() else allowed
+        of_ten = recall(order[:, :10], opened_kind.search(queries, 10, among)[1])
+        assert recall(order[:, :k], opened_kind.search(queries, k, among)[1]) > of_ten - 0.06
+
+
 def test_as_many_are_found_as_are_asked_for(opened_kind: Vectors) -> None:
     allowed = CLUSTER >= 24
     for among in (None, allowed):
