@@ -29,6 +29,7 @@ FEW_ROWS = 20_000  # of them, and of less than FEW of all, an exact search costs
 FEW = 0.02
 TUNED_FOR = 10  # neighbours: what a search for them finds is known; for fewer, so many are looked for, and cut
 AT_ONCE = 32  # queries in an approximate search, which holds tables for each of them and each list
+PROBED = 16  # lists, where it is tried whether a kind of index leaves rows out
 MORE_REFINED = 4096  # times its candidates is as many as a search for 1 may refine; for k, a k-th of that
 _WIDEST = 2**16
 
@@ -132,12 +133,24 @@ class Vectors:
 
     def _by_hand(self, count: int, queries: int) -> bool:
         """Whether so many rows are better gathered and compared one by one."""
-        import faiss
-
         if self._flat is self._index:  # which takes no products of matrices where it is to leave rows out
             return count == 0 or queries >= MANY_QUERIES
-        takes_no_selector = isinstance(inner_of(self._index), faiss.IndexFastScan)
-        return count <= max(FEW_ROWS, FEW * len(self)) or takes_no_selector
+        return count <= max(FEW_ROWS, FEW * len(self)) or not self._takes_selector
+
+    @cached_property
+    def _takes_selector(self) -> bool:
+        """Whether this kind leaves rows out if told to: some refuse, some do not listen."""
+        import faiss
+
+        selector = faiss.IDSelectorBitmap(np.zeros(len(self) // 8 + 1, np.uint8))
+        query = np.full((1, self.dim), self.dim**-0.5, np.float32)
+        width = min(PROBED, self.shape[1]) if self.shape[0] == "ivf" else TUNED_FOR
+        try:
+            chosen = parameters(self._index, None if self.shape[0] == "hnsw" else selector, width)
+            found = self._index.search(query, 1, params=chosen)[1]
+        except RuntimeError:
+            return False
+        return self.shape[0] == "hnsw" or bool((found < 0).all())
 
     @cached_property
     def _lists(self) -> Lists:
@@ -148,11 +161,13 @@ class Vectors:
         import faiss
 
         kind, wider = self.shape[0], max(1, k / TUNED_FOR) ** 0.85
+        if not self._takes_selector:
+            return self._index.search(queries, k) if allowed is None else nothing(len(queries), k)
         if allowed is None:
             inner = inner_of(self._index)
             width = min(math.ceil(inner.nprobe * wider), inner.nlist) if kind == "ivf" else 0
             width = math.ceil(max(inner.hnsw.efSearch, k) * wider**0.5) if kind == "hnsw" else width
-            return self._index.search(queries, k, params=parameters(self._index, None, width))
+            return self._index.search(queries, k, params=parameters(self._index, None, width) if kind else None)
         if kind == "hnsw":
             return in_graph(self._index, queries, k, allowed)
         selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))

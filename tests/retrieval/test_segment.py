@@ -169,6 +169,26 @@ def test_as_many_are_found_as_are_asked_for(opened_kind: Vectors) -> None:
         assert (np.diff(scores, axis=1) <= 0).all() and (among is None or allowed[rows].all())
 
 
+@pytest.mark.parametrize("kind", ["PQ4x4", "RQ2x4", "IVF4,RQ4x4fs", "LSQ2x4", "PRQ2x1x4", "PQ8x4fs", "IVF4,SQ8"])
+def test_kinds_that_take_no_selector_are_searched_by_hand(
+    place: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searched, "FEW_ROWS", 0)
+    monkeypatch.setattr(searched, "FEW", 0)
+    folder, index, rows = place / f"selector {kind}", check_factory(kind, DIM), VECTORS[:1000]
+    folder.mkdir()
+    index.train(rows)
+    index.add(rows)
+    faiss.write_index(index, str(folder / "image.index"))
+    np.save(folder / "vectors.npy", rows.astype("f2"))
+    live = np.random.default_rng(4).random(len(rows)) < 0.9
+    opened = Vectors(folder, kind, "")
+    for k in (1, 10, 300):
+        assert (opened.search(QUERIES, k)[1] >= 0).all()
+        assert live[opened.search(QUERIES, k, live)[1]].all()
+    assert opened._takes_selector == (kind == "IVF4,SQ8")
+
+
 def test_deleted_rows_are_never_found(place: Path, segments: dict[str, Segment]) -> None:
     for kind in ("Flat", "IVF16,PQ8x4fs,Refine(SQ8)"):
         live = np.ones(ROWS, bool)
