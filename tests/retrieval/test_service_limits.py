@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cclm.retrieval.service.connections import OF_ONE, Connection
 from cclm.retrieval.service.limits import Access, Limits, Rates, Refused
 from cclm.retrieval.service.thumbnails import Kept
-from tests.retrieval.serving import CLI, PICTURES, Made, command, encoded, make, serving
+from tests.retrieval.serving import CLI, Made, command, encoded, make, serving
 from tests.retrieval.test_service import error, until
 
 TOKEN = "0123456789abcdef-of-tests"
@@ -64,7 +66,8 @@ def test_numbers_beyond_all_bounds(client: httpx.Client) -> None:
         ({"terms": [{"text": " "}]}, "blank"),
         ({"text": 'a "b'}, "quotation mark"),
         ({"text": "   "}, "empty"),
-        ({}, "empty"),
+        ({}, "^the query is empty; give text, image, like or terms$"),
+        ({"like": None}, "^the query is empty; give text"),
         ({"text": "a", "surprise": 1}, "surprise"),
     ]:
         error(client.post("/api/search", json=asked), 422, match)
@@ -83,7 +86,8 @@ def test_numbers_beyond_all_bounds(client: httpx.Client) -> None:
 )  # fmt: skip
 def test_bodies_that_are_no_query(client: httpx.Client, content: bytes) -> None:
     for path in ("/api/search", "/knn-service", "/metadata", "/api/login"):
-        error(client.post(path, content=content), 422, ".")
+        large = path == "/api/login" and len(content) > 4096
+        error(client.post(path, content=content), 413 if large else 422, ".")
 
 
 @pytest.mark.parametrize(
@@ -168,6 +172,71 @@ def test_a_body_that_never_comes(made: Made) -> None:
             answer = whole(connection)
             assert b" 408 " in answer and b"did not arrive within 0.5 s" in answer
         assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /", b"GET / HTTP/1.1\r\nx: ", b"GET / HTTP/1.1\r\n" + 9 * b"a: b\r\n",
+        b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\nx: ",
+    ],
+    ids=["address", "header", "headers", "trailer"],
+)  # fmt: skip
+def test_a_head_without_end(client: httpx.Client, start: bytes) -> None:
+    """Uvicorn's parser keeps all of it."""
+    sent = 0
+    with socket.create_connection(("127.0.0.1", client.base_url.port), 30) as connection:
+        connection.sendall(start)
+        try:
+            while sent < 2**25:
+                sent += connection.send(2**13 * b"a" if not start.endswith(b"\n") else 2**11 * b"a:\r\n")
+                time.sleep(0.001)
+        except OSError:  # it was hung up on
+            pass
+    assert sent < 2**25
+    with socket.create_connection(("127.0.0.1", client.base_url.port), 30) as connection:
+        connection.sendall(b"GET /" + 33_000 * b"a")
+        assert whole(connection).startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_head_that_never_comes(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "head_seconds", 0.3)
+    with serving(made) as client, socket.create_connection(("127.0.0.1", client.base_url.port), 30) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: ")
+        assert b" 408 " in whole(connection)
+        with socket.create_connection(("127.0.0.1", client.base_url.port), 30) as silent:
+            assert b" 408 " in whole(silent)
+        with socket.create_connection(("127.0.0.1", client.base_url.port), 30) as second:  # kept for another request
+            second.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert b" 200 " in second.recv(5000)
+            second.sendall(b"GET /hea")
+            assert b" 408 " in whole(second)
+        with socket.create_connection(("127.0.0.1", client.base_url.port), 30) as unread:  # nobody reads its body
+            unread.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\na")
+            assert b" 200 " in whole(unread)
+
+
+def test_connections_of_one_client(made: Made) -> None:
+    with serving(made) as client:
+        port = client.base_url.port
+        held = [socket.create_connection(("127.0.0.1", port), 30) for _ in range(OF_ONE)]
+        for connection in held:
+            connection.sendall(b"GET / HTTP/1.1\r\nhost")
+        with socket.create_connection(("127.0.0.1", port), 30) as further:
+            assert b" 503 " in whole(further)
+        with socket.create_connection(("127.0.0.1", port), 30, ("127.0.0.2", 0)) as other:
+            other.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert b" 200 " in other.recv(5000)
+        for connection in held:
+            connection.close()
+        until(lambda: reachable_again(client))
+
+
+def reachable_again(client: httpx.Client) -> bool:
+    try:
+        return client.get("/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_who_leaves_is_not_answered(made: Made) -> None:
@@ -268,6 +337,12 @@ def test_with_the_token(locked: httpx.Client) -> None:
     cookie = login.headers["set-cookie"].lower()
     assert "httponly" in cookie and "samesite=strict" in cookie
     assert locked.get("/images/1").status_code == 200  # the client keeps cookies, as browsers do
+    own = login.headers["set-cookie"].split(";")[0]
+    assert own.startswith(f"cclm-{locked.base_url.port}=")  # ports share cookies
+    locked.cookies.clear()
+    for others in (f'a b[]="x; {own}', f"={{}}; x=\xe9; {own}; y", f"{own.split('=')[0]}=old; {own}"):
+        headers = {"cookie": others.encode("latin-1")}
+        assert locked.get("/images/1", headers=headers).status_code == 200, others
     locked.cookies.clear()
 
 
@@ -291,6 +366,12 @@ def test_too_many_requests(made: Made) -> None:
         assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
         assert int(answers[-1].headers["retry-after"]) >= 1
         error(answers[-1], 429, "too many requests")
+
+
+def test_wrong_tokens_too_are_counted(made: Made) -> None:
+    with serving(made, limits=Limits(requests_per_s=0.5), access=Access(TOKEN)) as client:
+        tried = [client.get("/api/index", headers={"authorization": f"Bearer {n}"}).status_code for n in range(6)]
+    assert tried == [401] * 5 + [429]
 
 
 def test_rates_are_of_one_client_each_and_fill_up_again() -> None:
@@ -321,9 +402,15 @@ def test_too_many_at_once(made: Made) -> None:
         answer = client.post("/api/search", json={"text": "a"})
         error(answer, 503, "too many requests at once")
         assert answer.headers["retry-after"] and client.get("/healthz").status_code == 200
+        slow = [socket.create_connection(("127.0.0.1", client.base_url.port), 30) for _ in range(3)]
+        for connection in slow:  # logins take nobody's place
+            connection.sendall(b"POST /api/login HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n")
         for connection in held:
             connection.close()
         until(lambda: client.post("/api/search", json={"text": "a"}).status_code == 200)
+        assert client.get("/metrics").status_code == 200
+        for connection in slow:
+            connection.close()
 
 
 def test_nothing_is_fetched(made: Made) -> None:
@@ -428,7 +515,7 @@ def test_all_at_once_and_mixed(client: httpx.Client) -> None:
         ("/api/search", {"text": "a", "where": "1"}, 422),
         ("/api/search", {"image": "no"}, 422),
         ("/knn-service", {"text": "a", "num_images": 3}, 200),
-        ("/metadata", {"ids": [PICTURES + 1]}, 404),
+        ("/metadata", {"ids": [1], "indice_name": "none"}, 404),
     ]
     with ThreadPoolExecutor(24) as pool:
         for _, expected, status in pool.map(

@@ -2,17 +2,19 @@
 
 The page's API; all errors are {"error": one line}:
 POST /api/search           {text?, image? (base64), like? (id), terms? [{weight, text | image | like}], k = 30,
-                           offset = 0, where?, rerank = 0} -> {hits: [{id, score, match, key, captions {language:
-                           [text]}, width, height, date, thumbnail, image}], took_ms, version}
+                           offset = 0, where?, rerank = 0} -> {hits: [{id, score, match, key, path, size, captions
+                           {language: [text]}, width, height, date, thumbnail, image}], took_ms, version}
 GET /api/index             {name, rows, version, model, data, languages, fields [{name, type}], rerank, explain,
                            most_hits, most_reranked, most_characters}
 GET /api/explain?id=&text= {tokens, heat [token][row][column] 0..1, shares [token], overall [row][column], match}
-GET /thumbnails/ID         webp, at most 256 pixels a side; GET /images/ID: the file as it is; both with an ETag
+GET /thumbnails/ID         webp, at most 256 pixels a side; GET /images/ID: the file as it is; both with an ETag, and
+                           kept for a day where ?v= names the content, as in what hits tell
 POST /api/login            {token} -> 204 and a cookie, for <img>, which sends no header; 401 for another token
 GET /healthz, /metrics, /openapi.json; GET / is the page. No /docs: its scripts would come from elsewhere.
 Status: 400 never fetched, 401 token (everything but /, /healthz and /api/login, where the service has one), 403 other
 origin, 404 no such id, 408 slow body, 413 large body, 421 other host, 422 not as described, 429 and 503 ask again
-after Retry-After. The page's scripts and styles are in it and allowed by hash: no style="" and no on..="" attributes.
+after Retry-After, 431 large head. The page's scripts and styles are in it and allowed by hash: no style="" and no
+on..="" attributes.
 """
 
 from __future__ import annotations
@@ -42,9 +44,12 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         401: "A token is needed.",
         403: "Asked by a page of another origin.",
         404: "No such picture or index.",
+        408: "The body is too slow.",
         413: "The body is too large.",
+        421: "Asked under a name that is not this service's.",
         422: "Not as described here.",
         429: "Too many requests.",
+        431: "The request line and headers are too large.",
         503: "Too busy.",
     }.items()
 }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
+from cclm.retrieval.index import ImageIndex
+from cclm.retrieval.metadata import Entry
 from cclm.retrieval.query import ImageTerm, Query, VectorTerm
 from cclm.retrieval.service import schemas
 from cclm.retrieval.service.batching import Found
 from cclm.retrieval.service.limits import Refused
-from cclm.retrieval.service.reading import answer_of, body, decoded, entry_of, in_pool, received, served, told
+from cclm.retrieval.service.reading import answer_of, body, decoded, in_pool, received, served, told
 from cclm.retrieval.service.state import Service
 
 router = APIRouter(tags=["clip-retrieval"])
@@ -44,16 +46,12 @@ async def knn(request: Request) -> Response:
 
 @router.post("/metadata", responses={200: {"model": list[schemas.MetadataTold]}}, openapi_extra=body("MetadataAsked"))
 async def metadata(request: Request) -> Response:
-    """What is known of pictures, by id."""
+    """What is known of pictures, by id: of those that are there."""
     service, asked = served(request), await received(request, schemas.MetadataAsked)
     _check_index(service, asked.indice_name)
     index, base = service.searcher.index, f"{request.url.scheme}://{request.url.netloc}"
-    return told(
-        [
-            {"id": number, "metadata": schemas.metadata_told(number, entry_of(index, number), base)}
-            for number in asked.ids
-        ]
-    )
+    found = [(number, entry) for number in asked.ids if (entry := _entry(index, number))]
+    return told([{"id": number, "metadata": schemas.metadata_told(number, entry, base)} for number, entry in found])
 
 
 @router.get("/indices-list")
@@ -72,6 +70,13 @@ def distinct(found: Found) -> Found:
         if not alike[kept].any():
             kept.append(place)
     return Found([found.hits[place] for place in kept], found.index)
+
+
+def _entry(index: ImageIndex, number: int) -> Entry | None:
+    try:
+        return index.entries(np.array([number], np.int64))[0]
+    except KeyError:
+        return None
 
 
 def _query(service: Service, asked: schemas.KnnAsked) -> Query:

@@ -9,7 +9,6 @@ import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,8 +22,9 @@ from cclm.retrieval.service.metrics import Metrics
 access_log = logging.getLogger("cclm.access")
 logger = logging.getLogger(__name__)
 
-COOKIE = "cclm"
-PUBLIC = ("/", "/healthz", "/api/login")  # without a token: they tell nothing of the pictures
+LOGIN = "/api/login"
+LOGIN_BYTES, LOGIN_SECONDS = 4096, 3.0  # anybody may send one
+PUBLIC = ("/", "/healthz", LOGIN)  # without a token: they tell nothing of the pictures
 CLIENTS = 10_000  # whose rates are remembered
 LEAST_TOKEN = 16  # characters
 _HEADERS = [
@@ -103,11 +103,21 @@ class Access:
         kind, _, given = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if kind.lower() == "bearer" and self.is_token(given.strip()):
             return True
-        try:
-            shown = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
-        except CookieError:
-            return False
-        return shown is not None and hmac.compare_digest(shown.value.encode(), self.cookie.encode())
+        own = cookie_name(headers.get(b"host", b"").decode("latin-1"))
+        for cookie in headers.get(b"cookie", b"").decode("latin-1").split(";"):  # those of other servers may be odd
+            name, _, value = cookie.strip().partition("=")
+            if name == own and hmac.compare_digest(value.encode(), self.cookie.encode()):
+                return True
+        return False
+
+
+def cookie_name(host: str) -> str:
+    """A browser sends cookies to all ports of a host: each service there has a name of its own, by its Host header."""
+    try:
+        port = urlsplit(f"//{host}").port
+    except ValueError:
+        port = None
+    return f"cclm-{port}" if port else "cclm"
 
 
 def _name(host: str) -> str:
@@ -129,7 +139,7 @@ class Rates:
         """Errors: Refused."""
         if not self._rate:
             return
-        client = _network(client)
+        client = network(client)
         permits, when = self._buckets.pop(client, (self._most, now))
         permits = min(self._most, permits + (now - when) * self._rate)
         allowed = permits >= 1
@@ -141,11 +151,12 @@ class Rates:
             raise Refused(429, "rate", f"too many requests; ask again in {wait} s", **{"retry-after": wait})
 
 
-def _network(client: str) -> str:
+def network(client: str) -> str:
+    """What counts as one client: an address, or a network of IPv6."""
     if ":" not in client:
         return client
     try:
-        return str(ipaddress.ip_network((client, 64), strict=False))
+        return str(ipaddress.ipnetwork((client, 64), strict=False))
     except ValueError:
         return client
 
@@ -176,7 +187,8 @@ class Guard:
                 message["headers"] = _headed(message.get("headers", []))
             await send(message)
 
-        self._running += 1
+        counted = scope["path"] != LOGIN  # whoever has no token must not take the place of those who have
+        self._running += counted
         try:
             self._check(scope, start)
             await self._app(scope, receive, answering)
@@ -187,15 +199,15 @@ class Guard:
         except Exception as error:  # the application has answered with 500
             logger.error("%s %s: %s", scope["method"], _route(scope), type(error).__name__, exc_info=_debugging())
         finally:
-            self._running -= 1
+            self._running -= counted
             self._note(scope, status, time.perf_counter() - start)
 
     def _check(self, scope: Scope, now: float) -> None:
         headers = dict(scope["headers"])
-        self._access.check(scope["method"], scope["path"], headers)
         client = scope.get("client")
-        self._rates.check(client[0] if client else "", now)
-        if self._running > self._limits.concurrent and scope["path"] != "/healthz":
+        self._rates.check(client[0] if client else "", now)  # first, so that tokens cannot be tried without end
+        self._access.check(scope["method"], scope["path"], headers)
+        if self._running > self._limits.concurrent and scope["path"] not in ("/healthz", LOGIN):
             raise Refused(503, "busy", "too many requests at once; ask again in a second", **{"retry-after": "1"})
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._limits.body_bytes:

@@ -22,7 +22,7 @@ from cclm.images import open_image
 from cclm.retrieval.index import ImageIndex
 from cclm.retrieval.metadata import Entry
 from cclm.retrieval.searcher import PIXELS
-from cclm.retrieval.service.limits import Refused, too_large
+from cclm.retrieval.service.limits import Limits, Refused, too_large
 from cclm.retrieval.service.state import Service
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -43,17 +43,17 @@ def body(kind: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
 
 
-async def received(request: Request, kind: type[Model]) -> Model:
-    """The JSON of a body, whatever its content type says. Errors: Refused."""
+async def received(request: Request, kind: type[Model], limits: Limits | None = None) -> Model:
+    """The JSON of a body, whatever its content type says; `limits`: the service's if none. Errors: Refused."""
     try:
-        return kind.model_validate_json(await _body(request, served(request)))
+        return kind.model_validate_json(await _body(request, limits or served(request).limits))
     except ValidationError as error:
         raise Refused(422, "invalid", validation_line(error.errors(include_url=False, include_input=False))) from None
 
 
-async def _body(request: Request, service: Service) -> bytes:
+async def _body(request: Request, limits: Limits) -> bytes:
     """Errors: Refused where it is too large, before it is there as a whole, or too slow."""
-    parts, size, limits = [], 0, service.limits
+    parts, size = [], 0
     try:
         async with asyncio.timeout(limits.seconds):
             async for part in request.stream():
@@ -100,7 +100,9 @@ async def answer_of(request: Request, future: asyncio.Future[Result]) -> Result:
     except SampleError as error:
         raise Refused(404, "picture", first_line(error)) from None
     except ValueError as error:
-        raise Refused(422, "invalid", " ".join(str(error).split())) from None
+        folder, name = served(request).searcher.index.folder, served(request).name
+        line = str(error).replace(str(folder), name)  # where it lies is nobody's business
+        raise Refused(422, "invalid", " ".join(line.split())) from None
     finally:
         timer.cancel()
         leaving.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import time
+from dataclasses import replace
 from hashlib import sha256
 from importlib.resources import files
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ from cclm.retrieval.filters import COLUMNS
 from cclm.retrieval.metadata import Entry
 from cclm.retrieval.pictures import Pictures, media_type
 from cclm.retrieval.service import schemas
-from cclm.retrieval.service.limits import COOKIE, Refused
+from cclm.retrieval.service.limits import LOGIN_BYTES, LOGIN_SECONDS, Refused, cookie_name
 from cclm.retrieval.service.reading import answer_of, body, decoded, entry_of, in_pool, received, served, told
 from cclm.retrieval.service.state import languages
 from cclm.retrieval.service.thumbnails import thumbnail
@@ -71,6 +72,8 @@ def _query(asked: schemas.SearchAsked, images: list[Any]) -> queries.Query:
             raise Refused(422, "invalid", f"terms.{place}: the text is blank; leave it out")
         else:
             also.append(queries.TextTerm(term.text or "", term.weight))
+    if not also and not (asked.text or "").strip():
+        raise Refused(422, "invalid", "the query is empty; give text, image, like or terms")
     try:
         return queries.Query.parse(asked.text or "", also)
     except ValueError as error:
@@ -131,7 +134,7 @@ async def image(request: Request, id: Number) -> Response:
     if known := _known(request, entry, ""):
         return known
     data = await in_pool(request, searcher.pictures.read, entry)
-    return Response(data, headers=_kept(entry, ""), media_type=media_type(data))
+    return Response(data, headers=_kept(request, entry, ""), media_type=media_type(data))
 
 
 @router.get("/thumbnails/{id}", responses={200: {"content": {"image/webp": {}}}}, response_class=Response)
@@ -142,25 +145,27 @@ async def small(request: Request, id: Number) -> Response:
     entry = entry_of(searcher.index, id)
     if known := _known(request, entry, "-256"):
         return known
-    data = service.thumbnails.get(str(id))
+    data = service.thumbnails.get(entry.sha256) if entry.sha256 else None  # an id may be of another index by now
     if data is None:
         data = await in_pool(request, _thumbnail, searcher.pictures, entry)
-        service.thumbnails.put(str(id), data)
-    return Response(data, headers=_kept(entry, "-256"), media_type="image/webp")
+        if entry.sha256:
+            service.thumbnails.put(entry.sha256, data)
+    return Response(data, headers=_kept(request, entry, "-256"), media_type="image/webp")
 
 
 def _thumbnail(pictures: Pictures, entry: Entry) -> bytes:
     return thumbnail(pictures.read(entry))
 
 
-def _kept(entry: Entry, kind: str) -> dict[str, str]:
-    """An id is never used for another picture, so that a browser need not ask again for a while."""
+def _kept(request: Request, entry: Entry, kind: str) -> dict[str, str]:
+    """A browser need not ask again for a while where the address names the content; the index may be another one."""
+    lasting = entry.sha256 and request.query_params.get("v") == schemas.version_of(entry)
     tag = {"etag": f'"{entry.sha256}{kind}"'} if entry.sha256 else {}
-    return {"cache-control": "private, max-age=86400", **tag}
+    return {"cache-control": f"private, {'max-age=86400' if lasting else 'no-cache'}", **tag}
 
 
 def _known(request: Request, entry: Entry, kind: str) -> Response | None:
-    headers = _kept(entry, kind)
+    headers = _kept(request, entry, kind)
     seen = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     return Response(status_code=304, headers=headers) if headers.get("etag") in seen else None
 
@@ -168,14 +173,18 @@ def _known(request: Request, entry: Entry, kind: str) -> Response | None:
 @router.post("/api/login", status_code=204, openapi_extra=body("LoginAsked"), response_class=Response)
 async def login(request: Request) -> Response:
     """A cookie for a token: a browser sends no header with the pictures of a page."""
-    asked, access = await received(request, schemas.LoginAsked), served(request).access
+    limits, access = served(request).limits, served(request).access
+    limits = replace(limits, body_bytes=LOGIN_BYTES, seconds=min(LOGIN_SECONDS, limits.seconds))
+    asked = await received(request, schemas.LoginAsked, limits)
     if not access.is_token(asked.token):
         raise Refused(401, "token", "that is not the token")
     response = Response(status_code=204)
-    response.set_cookie(COOKIE, access.cookie, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+    name = cookie_name(request.headers.get("host", ""))
+    response.set_cookie(name, access.cookie, httponly=True, samesite="strict", secure=request.url.scheme == "https")
     return response
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def health() -> dict[str, str]:
     """Whether the service answers at all."""
@@ -205,6 +214,7 @@ def _hashes(html: str, kind: str) -> str:
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests) or "'none'"
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def page(request: Request) -> Response:
     shown: Page = request.app.state.page

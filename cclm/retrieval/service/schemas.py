@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
 from cclm.retrieval.index import Hit
 from cclm.retrieval.metadata import Entry
@@ -16,6 +16,7 @@ ID = 2**63 - 1
 
 Id = Annotated[int, Field(ge=0, le=ID)]
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
+UpTo = AfterValidator(lambda count: min(count, MOST_HITS))  # where clients ask for more as a habit
 
 
 class Asked(BaseModel):
@@ -53,6 +54,8 @@ class HitTold(BaseModel):
     score: float
     match: float | None = Field(description="probability that query and picture match, where it was reranked")
     key: str
+    path: str | None = Field(description="of its file, or of its tar, below its folder")
+    size: int | None = Field(description="bytes")
     captions: dict[str, list[str]]
     width: int | None
     height: int | None
@@ -113,10 +116,12 @@ class KnnAsked(BaseModel):
     image_url: str | None = Field(None, description="refused: this service fetches nothing")
     embedding_input: Annotated[list[FiniteFloat], Field(max_length=65536)] | None = None
     modality: Literal["image", "text"] = Field("image", description="text is refused: pictures are indexed")
-    num_images: Annotated[int, Field(ge=0, le=MOST_HITS)] = Field(100, description="hits that come with metadata")
-    num_result_ids: Annotated[int, Field(ge=1, le=MOST_HITS)] | None = Field(None, description="hits in all")
+    num_images: Annotated[int, Field(ge=0), UpTo] = Field(100, description="hits that come with metadata")
+    num_result_ids: Annotated[int, Field(ge=1), UpTo] | None = Field(
+        None, description=f"hits in all; cut to {MOST_HITS}"
+    )
     indice_name: str | None = None
-    deduplicate: bool = Field(False, description="leave out hits that look like a better one")
+    deduplicate: bool | None = Field(False, description="leave out hits that look like a better one")
 
 
 class MetadataAsked(BaseModel):
@@ -138,6 +143,16 @@ class MetadataTold(BaseModel):
     metadata: dict[str, Any]
 
 
+def version_of(entry: Entry) -> str | None:
+    """What sets a picture apart from others of its id, as in another index at the same address; None: not known."""
+    return entry.sha256[:12] if entry.sha256 else None
+
+
+def _version(entry: Entry) -> str:
+    version = version_of(entry)
+    return f"?v={version}" if version else ""
+
+
 def hit_told(hit: Hit) -> dict[str, Any]:
     """As `HitTold`; a dict, as a thousand validated objects would take longer than the search."""
     entry = hit.entry
@@ -146,12 +161,14 @@ def hit_told(hit: Hit) -> dict[str, Any]:
         "score": hit.score,
         "match": hit.match,
         "key": entry.key,
+        "path": entry.path,
+        "size": entry.size,
         "captions": entry.captions,
         "width": entry.width,
         "height": entry.height,
         "date": entry.date and entry.date.isoformat(),
-        "thumbnail": f"/thumbnails/{hit.id}",
-        "image": f"/images/{hit.id}",
+        "thumbnail": f"/thumbnails/{hit.id}{_version(entry)}",
+        "image": f"/images/{hit.id}{_version(entry)}",
     }
 
 
@@ -161,7 +178,7 @@ def metadata_told(number: int, entry: Entry, base: str) -> dict[str, Any]:
         "image_path": entry.path if entry.offset is None and entry.path else entry.key,
         "caption": entry.caption(),
         "language": next(iter(entry.captions), ""),
-        "url": f"{base}/images/{number}",
+        "url": f"{base}/images/{number}{_version(entry)}",
         "key": entry.key,
         "captions": entry.captions,
         "width": entry.width,

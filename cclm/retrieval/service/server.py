@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from cclm.errors import first_line
+from cclm.retrieval.service.connections import Connection
 
 GRACE_SECONDS = 30  # for requests that are being answered when the service is told to end
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -74,6 +75,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Connection,
                 log_config=None,
                 access_log=False,  # its lines would hold what people ask for
                 server_header=False,
