@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REMEMBERED = 4096  # texts whose embeddings are kept: who types, or turns a page, asks the same again
-PICTURES = 32  # in memory at once while hits are judged again
+PICTURES = 16  # in memory at once while hits are judged again; other searches go on between
 PIXELS = 512  # a side of a picture that is judged or explained, at least: models read less
 
 
@@ -95,13 +95,13 @@ class Searcher:
         if rerank < 0 or k < 1:
             raise ValueError(f"k is {k}, rerank {rerank}; give 1 or more, and 0 or more")
         if rerank:
-            self._check_rerank(queries)
+            self.check_rerank(queries)
         wanted = max(k, min(rerank, len(index)))
         found = index.search(self._embedded(queries, index), wanted, among)
         if not rerank:
             return found
         return [
-            [*self._reranked(query, hits[:rerank]), *hits[rerank:]][:k]
+            [*self.reranked(query, hits[:rerank]), *hits[rerank:]][:k]
             for query, hits in zip(queries, found, strict=True)
         ]
 
@@ -124,16 +124,22 @@ class Searcher:
         except (KeyError, OverflowError):
             raise _unknown(id, index) from None
 
-    def _check_rerank(self, queries: Sequence[Query]) -> None:
+    def check_rerank(self, queries: Sequence[Query]) -> None:
+        """Errors: ValueError where there is nothing to rerank with."""
         if self.pictures is None:
             raise ValueError("reranking reads the pictures, and this searcher has none; tell where they are")
         if any(query.subject is None for query in queries):
             raise ValueError("reranking judges pictures by a text, and a query has none; add one, or do not rerank")
 
-    def _reranked(self, query: Query, hits: list[Hit]) -> list[Hit]:
-        """The hits, best match first, then those that cannot be read; equal ones stay in their order."""
-        parts = (hits[start : start + PICTURES] for start in range(0, len(hits), PICTURES))
-        judged = [hit for part in parts for hit in self._judged(query, part)]
+    def reranked(self, query: Query, hits: list[Hit], stop: Callable[[], bool] | None = None) -> list[Hit]:
+        """The hits, best match first, then those that cannot be read; equal ones stay in their order.
+
+        They are judged a few at a time, so that others can search meanwhile; from where `stop` says so, no more are.
+        """
+        judged: list[Hit] = []
+        for start in range(0, len(hits), PICTURES):
+            part = hits[start : start + PICTURES]
+            judged += part if stop and stop() else self._judged(query, part)
         judged.sort(key=lambda hit: -1.0 if hit.match is None else hit.match, reverse=True)
         return [replace(hit, rank=rank) for rank, hit in enumerate(judged, start=1)]
 

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cclm.models.model import CCLMModel
 from cclm.retrieval.index import build_index
 from cclm.retrieval.manifest import IndexManifest, ModelSource
 from cclm.retrieval.metadata import Rows
@@ -103,6 +104,34 @@ def test_filters_and_reranking(client: httpx.Client) -> None:
     hits = client.post("/api/search", json={"text": "a", "k": 6, "rerank": 4}).json()["hits"]
     matches = [hit["match"] for hit in hits[:4]]
     assert matches == sorted(matches, reverse=True) and hits[4]["match"] is None
+
+
+def test_reranking_holds_up_nobody_and_ends_where_the_client_left(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[int] = []
+    begun, go_on, score = threading.Event(), threading.Event(), CCLMModel.score
+
+    def held(self: CCLMModel, images: list[Image.Image], texts: list[str], **options: object) -> np.ndarray:
+        judged.append(len(images))
+        begun.set()
+        assert go_on.wait(60)
+        return score(self, images, texts, **options)
+
+    monkeypatch.setattr(CCLMModel, "score", held)
+    whole = {"text": "a", "k": PICTURES, "rerank": PICTURES}
+    body = json.dumps(whole).encode()
+    with serving(made) as client:
+        plain = ids(client.post("/api/search", json={"text": "a", "k": 5}))  # the text is remembered from now on
+        with socket.create_connection(("127.0.0.1", client.base_url.port), 60) as leaving:
+            leaving.sendall(b"POST /api/search HTTP/1.1\r\nhost: localhost\r\n")
+            leaving.sendall(f"content-length: {len(body)}\r\n\r\n".encode() + body)
+            assert begun.wait(60)
+            assert ids(client.post("/api/search", json={"text": "a", "k": 5})) == plain
+        until(lambda: "running 1.0" in client.get("/metrics").text)
+        go_on.set()
+        until(lambda: "queued 0.0" in client.get("/metrics").text)
+        found = client.post("/api/search", json=whole).json()["hits"]
+    assert judged == [16, 16, 16, 8]  # the first is of who left
+    assert None not in {hit["match"] for hit in found} and len(found) == PICTURES
 
 
 def test_what_is_told_of_the_index(client: httpx.Client) -> None:

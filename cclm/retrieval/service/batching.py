@@ -1,4 +1,6 @@
-"""Queries that arrive while others are answered are answered together: one pass of the model, one search."""
+"""Queries that arrive while others are answered are answered together: one pass of the model, one search. What is to be
+reranked waits for its turn after that, and holds up nobody else.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +37,13 @@ class _Job:
     future: asyncio.Future[Found]
 
     @property
-    def group(self) -> tuple[str | None, int, int]:
-        """Jobs of one group are one search: its biggest k serves all, but for reranking, where k plays a part."""
-        return self.where, self.rerank, self.k if self.rerank else 0
+    def nearest(self) -> int:
+        """How many hits are looked for: those to rerank may be more than are wanted at last."""
+        return max(self.k, self.rerank)
 
 
 class Batcher:
-    """One thread that answers what has been asked meanwhile; nobody waits for a batch to fill.
+    """One thread that answers what has been asked meanwhile, and one that reranks; nobody waits for a batch to fill.
 
     `searcher` may be replaced (`swap`): a batch is answered by the one that was there when it began.
     """
@@ -49,9 +51,15 @@ class Batcher:
     def __init__(self, searcher: Searcher, metrics: Metrics, size: int = 64) -> None:
         self.searcher, self._metrics, self._size = searcher, metrics, size
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="searching", daemon=True)
-        self._thread.start()
-        metrics.queued.set_function(self._jobs.qsize)
+        self._found: SimpleQueue[tuple[_Job, Searcher, Found] | None] = SimpleQueue()  # to be reranked
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("searching", self._work), ("reranking", self._rerank))
+        ]
+        for thread in self._threads:
+            thread.start()
+        metrics.queued.set_function(lambda: self._jobs.qsize() + self._found.qsize())
 
     def search(self, query: Query, k: int, where: str | None = None, rerank: int = 0) -> asyncio.Future[Found]:
         """Errors, in the future: as of `Searcher.search` and `ImageIndex.select`. One that is cancelled is dropped."""
@@ -63,8 +71,11 @@ class Batcher:
         self.searcher = searcher
 
     def close(self) -> None:
+        self._closing = True
         self._jobs.put(None)
-        self._thread.join()
+        self._found.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -85,27 +96,50 @@ class Batcher:
             return
         self._metrics.batch.observe(len(jobs))
         searcher = self.searcher
-        groups: dict[tuple[str | None, int, int], list[_Job]] = {}
+        groups: dict[str | None, list[_Job]] = {}  # one search each: its biggest k serves all
         for job in jobs:
-            groups.setdefault(job.group, []).append(job)
+            groups.setdefault(job.where, []).append(job)
         for group in groups.values():
-            answers = list(zip(group, _answers(searcher, group), strict=True))
+            answers = []
+            for job, answer in zip(group, _answers(searcher, group), strict=True):
+                if job.rerank and isinstance(answer, Found):
+                    self._found.put((job, searcher, answer))
+                else:
+                    answers.append((job, answer))
             group[0].future.get_loop().call_soon_threadsafe(_hand_out, answers)
+
+    def _rerank(self) -> None:
+        while (waiting := self._found.get()) is not None:
+            job, searcher, found = waiting
+
+            def stop(job: _Job = job) -> bool:
+                return self._closing or job.future.cancelled()
+
+            answer: Found | Exception
+            try:
+                first = searcher.reranked(job.query, found.hits[: job.rerank], stop)
+                answer = Found([*first, *found.hits[job.rerank :]][: job.k], found.index)
+            except Exception as error:
+                answer = error
+            if not stop():
+                job.future.get_loop().call_soon_threadsafe(_hand_out, [(job, answer)])
 
 
 def _answers(searcher: Searcher, jobs: Sequence[_Job]) -> list[Found | Exception]:
     """An error is told to whom it belongs: halves are asked again until one is left."""
     first, index = jobs[0], searcher.index
-    k = min(max(job.k for job in jobs), max(len(index), 1))
+    k = min(max(job.nearest for job in jobs), max(len(index), 1))
     try:
+        if reranking := [job.query for job in jobs if job.rerank]:
+            searcher.check_rerank(reranking)
         among = index.select(first.where) if first.where else None
-        found = searcher.search([job.query for job in jobs], k, among, first.rerank)
+        found = searcher.search([job.query for job in jobs], k, among)
     except Exception as error:
         if len(jobs) == 1:
             return [error]
         half = len(jobs) // 2
         return _answers(searcher, jobs[:half]) + _answers(searcher, jobs[half:])
-    return [Found(hits[: job.k], index) for job, hits in zip(jobs, found, strict=True)]
+    return [Found(hits[: job.nearest], index) for job, hits in zip(jobs, found, strict=True)]
 
 
 def _hand_out(answers: Iterable[tuple[_Job, Found | Exception]]) -> None:
