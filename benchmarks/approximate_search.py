@@ -1,6 +1,6 @@
 """Approximate search of a million vectors: recall, speed against exact search, size, and what building takes of memory.
 
-python benchmarks/approximate_search.py    # 15 minutes; writes benchmarks/results/approximate_search.json
+python benchmarks/approximate_search.py    # 8 minutes; writes benchmarks/results/approximate_search.json
 
 A mixture: topics with 20 subjects each, a topic being a direction, a subject a deviation from it and a picture one from
 its subject, each as long as 1.2 topics and with variances that fall as 1/i along turned axes, as embeddings' do.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXACT_BELOW = 100_000  # rows: up to here exact search is as fast as needed
 BLOCK_ROWS = 4096  # that are held, and added, at a time
-PROCESS_BYTES = 180_000_000  # interpreter and libraries
+PROCESS_BYTES = 210_000_000  # interpreter and libraries, with what they hold on to once they were at work
 POINTS_PER_CENTROID = 39  # the least that FAISS trains a centroid from without complaint
 
 _UNITS = {"": 1, "B": 1} | {
