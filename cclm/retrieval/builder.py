@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import mmap
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
 from cclm.errors import first_line
+from cclm.retrieval.among import inner_of
 from cclm.retrieval.manifest import INDEX_FILE, METADATA_FILE, VECTORS_FILE, Measured, Segment
 from cclm.retrieval.metadata import MetadataWriter, Rows
 from cclm.retrieval.plan import BLOCK_ROWS, POINTS_PER_CENTROID, Budget, Plan, check_factory, ladder, size_text
@@ -49,7 +54,7 @@ def write_segment(
     """
     budget = budget or Budget()
     rows, dim = _survey(parts)
-    plans = ladder(rows, dim, budget)
+    plans = planned(rows, dim, budget)
     with whole_folder(folder) as path:
         writer = MetadataWriter(path / METADATA_FILE, first_id)
         try:
@@ -69,6 +74,33 @@ def write_segment(
         files = {file.name: file_hash(file) for file in sorted(path.iterdir())}
         size = (path / INDEX_FILE).stat().st_size
     return Segment(folder.name, rows, plan.factory, search, size / rows, files, measured=measured)
+
+
+def planned(rows: int, dim: int, budget: Budget) -> list[Plan]:
+    """The ladder; a factory of one's own is tried before. Errors: ValueError, one line, where nothing can be built."""
+    plans = ladder(rows, dim, budget)
+    if budget.factory:
+        _try_factory(budget.factory, dim)
+    return plans
+
+
+@lru_cache(maxsize=64)
+def _try_factory(factory: str, dim: int) -> None:
+    """Build it of a few random rows, with few lists, read and search it. Errors: ValueError, one line."""
+    small = re.sub(r"IVF\d+", "IVF4", factory)
+    rows = 2 ** max(10, *map(int, re.findall(r"x(\d+)", factory)), 10)  # as many as codes of a part
+    vectors = unit(np.random.default_rng(0).standard_normal((rows, dim)), "random rows")
+    with TemporaryDirectory() as folder:
+        path = Path(folder)
+        _write_vectors([vectors], rows, dim, path / VECTORS_FILE)
+        try:
+            _build(Plan(small, "", 0, math.nan, 0), path)
+            Vectors(path, small, "").search(vectors[:1], 1)
+        except (RuntimeError, ValueError, AttributeError) as error:
+            reason = first_line(error).replace(f"{folder}/", "").partition(";")[0].rpartition("Error: ")[2][:200]
+            raise ValueError(
+                f"factory {factory!r} cannot be built, stored and searched ({reason}); such as HNSW32,SQ8"
+            ) from None
 
 
 def _survey(parts: Sequence[Rows]) -> tuple[int, int]:
@@ -243,11 +275,25 @@ def _train(index: faiss.Index, blocks: Iterable[np.ndarray], rows: int) -> None:
         clustered.cp.min_points_per_centroid = 1  # a small sample is our choice
         if getattr(faiss, "get_num_gpus", lambda: 0)() > 0:
             clustered.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(clustered.d))
+    _train_codes_plainly(index)
     count = min(rows, max(POINTS_PER_CENTROID * lists, 16_384))
     picked = np.sort(np.random.default_rng(0).permutation(rows)[:count])
     index.train(chosen(blocks, picked))
     if clustered is not None:
         clustered.clustering_index = None
+
+
+def _train_codes_plainly(index: faiss.Index) -> None:
+    """Without an order of product codes that only comparisons of their bits need, and that takes most of the time."""
+    import faiss
+
+    inner = inner_of(index)
+    if isinstance(inner, faiss.IndexHNSW):
+        inner = faiss.downcast_index(inner.storage)
+    if hasattr(inner, "do_polysemous_training"):
+        inner.do_polysemous_training = False
+    for codes in (getattr(inner, name) for name in ("pq", "rq") if hasattr(inner, name)):
+        codes.cp.min_points_per_centroid = 1
 
 
 def _is_exact(factory: str, dim: int) -> bool:

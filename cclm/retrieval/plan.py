@@ -30,6 +30,9 @@ _UNITS = {"": 1, "B": 1} | {
     for suffix, base in (("", 1000), ("B", 1000), ("IB", 1024))
 }
 _LARGEST = 2**20  # number in a factory string: lists, say
+_LARGEST_CODE = 4096  # any other number: parts, neighbours, widths
+_MOST_BITS = 12  # of one part of a code
+_CODEBOOK_BYTES = 2**30
 _WIDEST = 2**16
 _PARAMETERS = {"nprobe": _LARGEST, "efSearch": _WIDEST, "quantizer_efSearch": _WIDEST, "k_factor_rf": 1000, "qb": 8}
 
@@ -110,13 +113,14 @@ def ladder(rows: int, dim: int, budget: Budget) -> list[Plan]:
     Errors: ValueError, one line, for a factory string that FAISS does not know, and where nothing fits: names what
     would.
     """
+    exact = _exact(dim, rows)
     if budget.factory:
-        return [_given(rows, dim, budget)]
-    if rows < EXACT_BELOW:
-        plans = [_exact(dim, 0)]  # whatever there is: no other is smaller than its blocks of rows
+        plans = [_given(rows, dim, budget)]
+    elif rows < EXACT_BELOW and exact.build_memory <= budget.memory:
+        plans = [exact]
     else:
         rungs = [rung for rung in _RUNGS if rung.kind[0] != "H" or 0 < budget.max_latency < HNSW_LATENCY]
-        plans = [*(_plan(rung, rows, dim, budget.memory) for rung in rungs), _exact(dim, rows)]
+        plans = [*(_plan(rung, rows, dim, budget.memory) for rung in rungs), exact]
     fitting = [plan for plan in plans if plan.build_memory <= budget.memory]
     if not fitting:
         least = min(plans, key=lambda plan: plan.build_memory)
@@ -171,22 +175,25 @@ def _given(rows: int, dim: int, budget: Budget) -> Plan:
 
 
 def bytes_of(factory: str, dim: int) -> float:
-    """Bytes of one vector in an index of this kind, without what all of them share."""
+    """Bytes of one vector in an index of this kind, without what all of them share. Errors: ValueError."""
     import faiss
 
     index = check_factory(factory, dim)
-    if isinstance(index, faiss.IndexHNSW):
-        storage = faiss.downcast_index(index.storage)
-        return storage.sa_code_size() + 4 * (index.hnsw.cum_nb_neighbors(1) + 1) + 12
-    return index.sa_code_size() + 8 * ("IVF" in factory)  # whose lists hold row numbers
+    try:
+        if isinstance(index, faiss.IndexHNSW):
+            storage = faiss.downcast_index(index.storage)
+            return storage.sa_code_size() + 4 * (index.hnsw.cum_nb_neighbors(1) + 1) + 12
+        return index.sa_code_size() + 8 * ("IVF" in factory)  # whose lists hold row numbers
+    except RuntimeError as error:
+        reason = first_line(error).rpartition(": ")[2][:160]
+        raise ValueError(f"factory {factory!r} has no codes of a known size ({reason}); such as HNSW32,SQ8") from None
 
 
 def check_factory(factory: str, dim: int, rows: int | None = None) -> faiss.Index:
     """An empty index of this kind. Errors: ValueError, one line, where FAISS knows none, or `rows` are too few."""
     import faiss
 
-    if max(_numbers(factory)) > _LARGEST:
-        raise ValueError(f"factory {factory!r}: numbers go up to {_LARGEST}")
+    _check_bounds(factory, dim)
     lists = re.search(r"IVF(\d+)", factory)
     if rows is not None and lists and int(lists[1]) > rows:
         raise ValueError(f"factory {factory!r}: {lists[1]} lists for {rows} vectors; give at most one for each")
@@ -197,6 +204,21 @@ def check_factory(factory: str, dim: int, rows: int | None = None) -> faiss.Inde
         raise ValueError(
             f"factory {factory!r} is no index of width {dim} ({reason}); such as IVF1024,PQ{dim // 4}x4fs,Refine(SQ8)"
         ) from None
+
+
+def _check_bounds(factory: str, dim: int) -> None:
+    """What FAISS would allocate as soon as it reads the string. Errors: ValueError."""
+    if len(factory) > _LARGEST_CODE or max(_numbers(factory)) > _LARGEST:
+        raise ValueError(f"factory {factory[:200]!r}: numbers go up to {_LARGEST}")
+    if max(_numbers(re.sub(r"IVF\d+", "", factory))) > _LARGEST_CODE:
+        raise ValueError(f"factory {factory!r}: numbers other than of lists go up to {_LARGEST_CODE}")
+    for code in re.findall(r"\d+(?:x\d+)+", factory):
+        *parts, bits = _numbers(code)
+        most = 10 if "IMI" in factory else _MOST_BITS
+        if bits > most or math.prod(parts) * 4 * dim * 2**bits > _CODEBOOK_BYTES:
+            raise ValueError(
+                f"factory {factory!r}: {code} asks for codebooks that are too large; give at most {most} bits, or 8"
+            )
 
 
 def check_search(search: str) -> None:

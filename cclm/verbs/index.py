@@ -142,9 +142,10 @@ def _width(model: Path) -> int:
 
 
 def _show_plan(budget: Budget, rows: int, dim: int) -> None:
-    from cclm.retrieval.plan import check_parameters, ladder, size_text
+    from cclm.retrieval.builder import planned
+    from cclm.retrieval.plan import check_parameters, size_text
 
-    plans = ladder(rows, dim, budget)
+    plans = planned(rows, dim, budget)
     if budget.search:
         check_parameters(budget.factory, budget.search, dim)
     latency = f", {budget.max_latency:g} ms for a query" if budget.max_latency else ""

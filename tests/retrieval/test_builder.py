@@ -178,6 +178,22 @@ def test_what_was_chosen_by_hand_stands_and_is_measured(tmp_path: Path, vectors:
     assert tuned.measured is not None and tuned.measured.recall >= 0.95 and tuned.search != "nprobe=1"
 
 
+@pytest.mark.parametrize(
+    "factory", ["HNSW32,PQ8x4", "IDMap,Flat", "IVF16,ITQ16,SH1.5", "ZnLattice2x10_6", "Flat,Refine(Flat)"]
+)
+def test_factories_that_cannot_work_are_refused_before_the_work(factory: str) -> None:
+    with pytest.raises(ValueError, match="cannot be built, stored and searched|has no codes of a known size") as caught:
+        builder.planned(ROWS, 64, Budget(factory=factory))
+    assert "\n" not in str(caught.value) and "/" not in str(caught.value).replace("Index", "").partition(" (")[0]
+
+
+@pytest.mark.parametrize(
+    "factory", ["IVF5000,PQ16x4fs,Refine(SQ8)", "HNSW8,SQ8", "PQ8", "PQ4x9", "RQ2x4", "IVF9,RaBitQfs4"]
+)
+def test_factories_that_work(factory: str) -> None:
+    assert [plan.factory for plan in builder.planned(ROWS, DIM, Budget(factory=factory))] == [factory]
+
+
 def test_exact_parts_of_an_index_are_not_stored_twice(tmp_path: Path, vectors: np.ndarray) -> None:
     segment = write_segment(parts_of(vectors), tmp_path / "s", budget=Budget(factory="IVF16,PQ8x4fs,RFlat"))
     assert set(segment.files) == {"image.index", "metadata.parquet"}

@@ -50,6 +50,19 @@ def test_less_memory_cuts_the_ladder_from_its_top() -> None:
         ladder(MILLION, DIM, Budget(max_memory=100 * 10**6))
 
 
+def test_few_rows_that_do_not_fit_as_they_are() -> None:
+    wide = Budget(max_memory=400 * 10**6)
+    assert all(plan.build_memory <= 400 * 10**6 for plan in ladder(EXACT_BELOW - 1, 768, wide))
+    assert "Refine(SQ8)" in ladder(EXACT_BELOW - 1, 768, wide)[0].factory
+    with pytest.raises(ValueError, match="no index of 1000 vectors .* the smallest, Flat"):
+        ladder(1000, 64, Budget(max_memory=10**6))
+
+
+def test_a_factory_of_ones_own_that_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="the smallest, HNSW32, takes .*: give that as --max-memory"):
+        ladder(EXACT_BELOW, 64, Budget(factory="HNSW32", max_memory=100 * 10**6))
+
+
 def test_a_graph_only_where_single_queries_must_be_fast() -> None:
     assert ladder(MILLION, DIM, Budget(max_latency=0.5))[0].factory == "HNSW32,SQ8"
     assert not any("HNSW" in plan.factory for plan in ladder(MILLION, DIM, Budget(max_latency=50)))
@@ -75,6 +88,11 @@ def test_a_factory_of_ones_own_is_the_whole_ladder() -> None:
         ("IVF8,PQ7x4fs", "is no index of width 64"),
         ("IVF99999999999999999999,Flat", "numbers go up to"),
         ("IVF2000,Flat", "2000 lists for 1000 vectors"),
+        ("IVF64,PQ8x24", "8x24 asks for codebooks that are too large"),
+        ("RQ4000x12", "4000x12 asks for codebooks that are too large"),
+        ("IMI2x16,SQ8", "2x16 asks for codebooks that are too large"),
+        ("HNSW1000000", "numbers other than of lists go up to"),
+        ("NSG16", "has no codes of a known size"),
     ],
 )
 def test_a_factory_that_faiss_does_not_know(factory: str, message: str) -> None:
