@@ -38,6 +38,7 @@ def options(parser: ArgumentParser) -> None:
 
 
 def run(given: Namespace) -> None:
+    _check(given)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)  # threads that begin later have it from here alone
     try:
         from cclm.retrieval.service import app, server
@@ -79,6 +80,18 @@ def run(given: Namespace) -> None:
             webbrowser.open(address)
 
     server.Server(app.create_app(service), started).run([bound])
+
+
+def _check(given: Namespace) -> None:
+    """What would fail, or do harm, only later. Errors: ValueError."""
+    most = os.cpu_count() or 1
+    if not 1 <= given.threads <= most:
+        raise ValueError(f"threads is {given.threads}; give 1 to {most}, as many as this machine has processors")
+    if given.batch < 1:
+        raise ValueError(f"batch is {given.batch}; give 1 or more")
+    for folder in given.images or ():
+        if not folder.is_dir():
+            raise ValueError(f"--images {folder} is no folder; give those that the pictures are in")
 
 
 def _token(file: Path | None) -> str | None:

@@ -182,7 +182,7 @@ class Visit:
         self.ready()
 
     def ids(self) -> list[int]:
-        sources = self.page.eval_on_selector_all(".tile img", "all => all.map(one => one.src)")
+        sources = self.page.eval_on_selector_all(".tile img", "all => all.map(one => new URL(one.src).pathname)")
         return [int(source.rsplit("/", 1)[1]) for source in sources]
 
     def asked(self) -> list[dict[str, Any]]:
@@ -306,6 +306,20 @@ def test_a_picture_of_ones_own(visit: Callable[..., Visit], address: str, folder
     assert here.page.locator(".chip").count() == 1
 
 
+def test_a_query_that_is_not_finished_leaves_the_pictures_there(visit: Callable[..., Visit], address: str) -> None:
+    here = visit(f"{address}/?like=abc")  # which is no id
+    here.allowed = "422"
+    assert not here.page.locator("#state").is_visible() and all("like" not in asked for asked in here.asked())
+    here.type("two dogs")
+    shown, line = here.ids(), here.page.locator("#unclear")
+    here.type(' "red')
+    assert "quotation mark" in line.inner_text() and here.ids() == shown
+    assert here.page.locator(".tile").first.is_visible() and not here.page.locator("#state").is_visible()
+    here.shot("unfinished")
+    here.type('"')
+    assert not line.is_visible() and here.asked()[-1]["text"] == 'two dogs "red"'
+
+
 def test_what_is_no_picture_is_refused_in_a_line(visit: Callable[..., Visit], address: str) -> None:
     here = visit(address)
     here.page.evaluate(DROP, [base64.b64encode(b"no picture").decode(), "drop"])
@@ -358,7 +372,8 @@ def test_words_are_explained_over_the_picture(visit: Callable[..., Visit], addre
     words.first.wait_for()
     assert here.page.locator("#asked").input_value() == "black dog"  # what is left out, or weighs, is not looked for
     assert words.all_inner_texts() == ["black", "dog", "whole query"]
-    assert here.page.locator("#large").get_attribute("src") == f"/images/{first}"
+    assert here.page.locator("#large").get_attribute("src").startswith(f"/images/{first}?v=")
+    assert re.search(r"File\n(home|trip)/.+\n(.*\n)*Size\n\d+ × \d+, \d+ kB", here.page.locator("#facts").inner_text())
     heat = here.page.locator("#heat")
     assert "shown" not in (heat.get_attribute("class") or "")
     painted = "one => one.toDataURL()"

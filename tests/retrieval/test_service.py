@@ -422,6 +422,9 @@ def reachable(port: int) -> bool:
         (["--port", "70000"], "port is 70000"),
         (["--token_file", "/none"], "cannot be read"),
         (["--concurrent", "0"], "concurrent"),
+        (["--threads", "999999"], "threads is 999999; give 1 to"),
+        (["--batch", "0"], "batch is 0"),
+        (["--images", "/nonexist"], "--images /nonexist is no folder"),
         (["--model", "."], "do not belong together|no model"),
     ],
 )

@@ -65,6 +65,7 @@ def test_numbers_beyond_all_bounds(client: httpx.Client) -> None:
         ({"terms": [{"text": "a", "like": 1}]}, "give one of"),
         ({"terms": [{"text": " "}]}, "blank"),
         ({"text": 'a "b'}, "quotation mark"),
+        ({"text": "a^0"}, "weight"),
         ({"text": "   "}, "empty"),
         ({}, "^the query is empty; give text, image, like or terms$"),
         ({"like": None}, "^the query is empty; give text"),

@@ -30,15 +30,10 @@ def is_loopback(host: str) -> bool:
 
 
 def use_threads(count: int) -> None:
-    """How many the model and the index compute with: a core that is left answers the requests meanwhile.
-
-    Errors: ValueError for fewer than 1.
-    """
+    """How many the model and the index compute with: a core that is left answers the requests meanwhile."""
     import faiss
     import torch
 
-    if count < 1:
-        raise ValueError(f"threads is {count}; give 1 or more")
     torch.set_num_threads(count)
     faiss.omp_set_num_threads(count)
 
