@@ -156,7 +156,7 @@ def network(client: str) -> str:
     if ":" not in client:
         return client
     try:
-        return str(ipaddress.ipnetwork((client, 64), strict=False))
+        return str(ipaddress.ip_network((client, 64), strict=False))
     except ValueError:
         return client
 
