@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,11 +168,14 @@ def _sample_bytes(dim: int) -> float:
 
 def _given(rows: int, dim: int, budget: Budget) -> Plan:
     check_factory(budget.factory, dim, rows)
-    refined = budget.factory.rpartition(",")[2]
-    size = bytes_of(budget.factory, dim) + 4 * dim * _numbers(budget.factory)[0] / rows * ("IVF" in budget.factory)
-    held = 0 if budget.factory == "Flat" else size * rows * (1 if "R" in refined else 1.5)
-    peak = _standing_bytes(dim) + held
-    return Plan(budget.factory, budget.search, size, math.nan if budget.factory != "Flat" else 1.0, int(peak))
+    if budget.factory == "Flat":
+        return replace(_exact(dim, rows), search=budget.search)
+    found = re.search(r"IVF(\d+)", budget.factory)
+    lists, refined = int(found[1]) if found else 0, budget.factory.rpartition(",")[2]
+    size = bytes_of(budget.factory, dim) + 4 * dim * lists / rows
+    held = size * rows * (1 if "R" in refined else 1.5)
+    sample = _sample_bytes(dim) * min(max(lists, 16_384 / POINTS_PER_CENTROID), rows / POINTS_PER_CENTROID)
+    return Plan(budget.factory, budget.search, size, math.nan, int(_standing_bytes(dim) + max(held, sample)))
 
 
 def bytes_of(factory: str, dim: int) -> float:
@@ -267,9 +271,27 @@ def size_text(count: float) -> str:
 
 
 def free_memory() -> int:
-    """Bytes that this machine has free, caches included; all that it has where it does not tell."""
+    """Bytes that are free, caches included, on this machine and within the limit of its container, if there is one."""
     info = Path("/proc/meminfo")
     found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text()) if info.is_file() else None
-    if found:
-        return int(found[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = int(found[1]) * 1024 if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(min(machine, _left_in_group(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))))
+
+
+def _left_in_group(listing: Path, mounted: Path) -> float:
+    """Bytes that the control groups of this process, of version 2 or 1, leave it; infinity without a limit."""
+    left = math.inf
+    for line in listing.read_text().splitlines() if listing.is_file() else []:
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        inner = mounted / controllers / group.strip("/")
+        for folder in (inner, *inner.parents):  # each limits what is in it; a container sees its own as the root
+            if not folder.is_relative_to(mounted):
+                break
+            with suppress(OSError, ValueError):  # not there, or "max"
+                most, used = (int((folder / name).read_text()) for name in names)
+                cached = re.search(r"^(?:total_)?inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
+                left = min(left, max(most - used + (int(cached[1]) if cached else 0), 0))
+    return left

@@ -305,6 +305,21 @@ def test_embeddings_are_indexed_without_torch_or_pandas(tmp_path: Path, vectors:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_build_holds_the_memory_that_it_is_given(tmp_path: Path) -> None:
+    """Of 120,000 vectors, where tuning would hold as much as all of them."""
+    generator = np.random.default_rng(0)
+    many = generator.standard_normal((200, 64))[generator.integers(200, size=120_000)]
+    many = (many + 0.6 * generator.standard_normal(many.shape)).astype(np.float32)
+    folder, model = embeddings_in(tmp_path / "embeddings", many), model_in(tmp_path / "model")
+    command = ["index", "build", "--embeddings", str(folder), "--model", model.path, "--output", str(tmp_path / "out")]
+    command += ["--max-memory", "240MB"]
+    # its own peak: getrusage would count what the process that starts it holds
+    program = f"from cclm.cli import main; main({command!r}); print(open('/proc/self/status').read())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    held = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("VmHWM:")]
+    assert len(held) == 1 and 50_000 < held[0] <= 240 * 10**6 / 1024
+
+
 def test_text_queries_come_from_all_parts(tmp_path: Path, vectors: np.ndarray) -> None:
     texts = clustered(ROWS, seed=5)
     folder = embeddings_in(tmp_path / "embeddings", vectors, texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 from cclm.retrieval.plan import (
     EXACT_BELOW,
     Budget,
+    _left_in_group,
     bytes_of,
     check_factory,
     check_parameters,
     check_search,
+    free_memory,
     ladder,
     list_count,
     milliseconds,
@@ -156,3 +159,27 @@ def test_lists_grow_with_the_root_of_rows_and_no_more_than_memory_trains() -> No
     counts = [list_count(rows, DIM, 10**11) for rows in (10**5, 10**6, 10**7, 10**8)]
     assert counts == sorted(set(counts)) and all(np.log2(count) % 1 == 0 for count in counts)
     assert list_count(10**8, DIM, 500 * 10**6) < counts[-1]
+
+
+@pytest.mark.parametrize(
+    ("controllers", "most", "used"),
+    [("", "memory.max", "memory.current"), ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")],
+)
+def test_a_container_leaves_less_than_the_machine(tmp_path: Path, controllers: str, most: str, used: str) -> None:
+    listing, mounted = tmp_path / "cgroup", tmp_path / "mounted"
+    listing.write_text(f"3:cpu:/\n4:{controllers}:/outer/inner\n")
+    inner = mounted / controllers / "outer" / "inner"
+    inner.mkdir(parents=True)
+    assert _left_in_group(listing, mounted) == math.inf
+    for folder, limit in ((inner, "max" if not controllers else str(2**63 - 4096)), (inner.parent, "1000000")):
+        (folder / most).write_text(f"{limit}\n")
+        (folder / used).write_text("400000\n")
+        (folder / "memory.stat").write_text("anon 7\ninactive_file 100000\n")
+    assert _left_in_group(listing, mounted) == 700_000
+    assert 0 < free_memory() < 2**50
+
+
+def test_what_training_a_factory_of_ones_own_takes_is_counted() -> None:
+    few, many = (ladder(10**5, DIM, Budget(factory=f"PCA64,IVF{lists},SQ8"))[0].build_memory for lists in (64, 2048))
+    assert many - few > 100 * 10**6
+    assert ladder(10**5, DIM, Budget(factory="Flat"))[0].build_memory > 4 * DIM * 10**5
