@@ -5,7 +5,6 @@ T terms, E embedding.
 
 from __future__ import annotations
 
-import math
 import re
 import string
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_TERMS, MAX_CHARACTERS, MAX_WEIGHT = 16, 2000, 100.0
+MIN_WEIGHT = 1e-6  # less is nothing beside others, and, alone, no sum that can be scaled
 # Of a minus term that names none: the largest that costs no photo of a among the first 20 for `a -b`, of which less
 # than half as many show b as without it (benchmarks/minus_terms.py).
 MINUS_WEIGHT = 0.6
@@ -88,8 +88,8 @@ class Query:
         if len(self.terms) > MAX_TERMS:
             raise ValueError(f"the query has {len(self.terms)} terms; give at most {MAX_TERMS}")
         for term in self.terms:
-            if not 0 < abs(term.weight) <= MAX_WEIGHT:
-                raise ValueError(f"a weight is {term.weight:g}; give one above 0, up to {MAX_WEIGHT:g}")
+            if not MIN_WEIGHT <= abs(term.weight) <= MAX_WEIGHT:
+                raise ValueError(f"a weight is {term.weight:g}; give one from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}")
         if all(term.weight < 0 for term in self.terms):
             raise ValueError("the query has minus terms only; add a term without a minus, for what should be found")
 
@@ -192,12 +192,12 @@ def _term(text: str, minus: bool, weight: str | None) -> TextTerm:
 
 
 def _number(text: str, weight: str) -> float:
-    how = f'write a number above 0, up to {MAX_WEIGHT:g}, or "quotation marks" around a text with ^ in it'
+    how = f'write a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, or "quotation marks" around a text with ^ in it'
     try:
         value = float(weight if "_" not in weight else "")
     except ValueError:
         raise ValueError(f"the weight {weight!r} of {text!r} in the query is no number; {how}") from None
-    if not math.isfinite(value) or not 0 < value <= MAX_WEIGHT:
+    if not MIN_WEIGHT <= value <= MAX_WEIGHT:
         raise ValueError(f"the weight of {text!r} in the query is {weight}; {how}")
     return value
 
