@@ -24,6 +24,7 @@ from cclm.errors import first_line
 from cclm.retrieval.among import inner_of
 from cclm.retrieval.manifest import INDEX_FILE, METADATA_FILE, VECTORS_FILE, Measured, Segment
 from cclm.retrieval.metadata import MetadataWriter, Rows
+from cclm.retrieval.partitions import Partitions
 from cclm.retrieval.plan import BLOCK_ROWS, POINTS_PER_CENTROID, Budget, Plan, check_factory, ladder, size_text
 from cclm.retrieval.tuning import Sample, chosen, draw, tune
 from cclm.retrieval.vectors import Vectors, flat_part, unit
@@ -257,7 +258,7 @@ def _build(plan: Plan, path: Path) -> None:
     if not index.is_trained:
         _train(index, blocks(), rows)
         _give_back()
-    _write_index(index, blocks(), rows, path)
+    _write_index(index, blocks(), rows, path, plan.part_rows)
     del index
     _give_back()
 
@@ -301,16 +302,20 @@ def _is_exact(factory: str, dim: int) -> bool:
     return flat_part(check_factory(factory, dim)) is not None
 
 
-def _write_index(index: faiss.Index, blocks: Iterable[np.ndarray], rows: int, path: Path) -> None:
-    """Add the rows and write image.index, as FAISS would write it; codes that it lays out row by row are not held."""
+def _write_index(index: faiss.Index, blocks: Iterable[np.ndarray], rows: int, path: Path, part_rows: int = 0) -> None:
+    """Add the rows and write image.index, as FAISS would write it.
+
+    Codes that it lays out row by row are not held, and those in lists `part_rows` at a time, or all of them.
+    """
     import faiss
 
     refined = isinstance(index, faiss.IndexRefine)
     fine = faiss.downcast_index(index.refine_index) if refined else index
     if not isinstance(fine, faiss.IndexFlat | faiss.IndexScalarQuantizer):
+        added = Partitions(index, part_rows, path)
         for block in blocks:
-            index.add(block)
-        faiss.write_index(index, str(path / INDEX_FILE))
+            added.add(block)
+        added.write(path / INDEX_FILE)
         return
     base = faiss.downcast_index(index.base_index) if refined else None
     empty = b"" if base is None else faiss.serialize_index(base).tobytes()
@@ -320,16 +325,17 @@ def _write_index(index: faiss.Index, blocks: Iterable[np.ndarray], rows: int, pa
     place = whole.rindex(empty + own)
     before, after = whole[:place], whole[place + len(empty) + len(own) :]
     codes, coarse = path / ".codes", path / ".coarse"
+    added = None if base is None else Partitions(base, part_rows, path)
     with open(codes, "wb") as handle:
         for block in blocks:
             handle.write(fine.sa_encode(block).tobytes())
-            if base is not None:
-                base.add(block)
+            if added is not None:
+                added.add(block)
     count = codes.stat().st_size // (4 if isinstance(fine, faiss.IndexFlat) else 1)
     with open(path / INDEX_FILE, "wb") as handle:
         handle.write(before)
-        if base is not None:
-            faiss.write_index(base, str(coarse))
+        if added is not None:
+            added.write(coarse)
             _append(handle, coarse)
         handle.write(own[:-8] + count.to_bytes(8, "little"))  # it ends in its number of codes
         _append(handle, codes)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cclm.errors import first_line
+from cclm.retrieval.partitions import ends_in_lists
 
 if TYPE_CHECKING:
     import faiss
@@ -75,13 +76,14 @@ class Plan:
     bytes_per_vector: float  # of image.index
     expected_recall: float  # of the 10 nearest, once tuned; nan where nothing is known
     build_memory: int  # bytes at the peak
+    part_rows: int = 0  # whose codes are held at a time, and merged on disk; 0: all
 
     def __str__(self) -> str:
         recall = "not known" if math.isnan(self.expected_recall) else f"{self.expected_recall:.2f}"
         parameters = f" with {self.search}" if self.search else ""
         return (
             f"{self.factory}{parameters}: {self.bytes_per_vector:.0f} bytes per vector, recall {recall} expected, "
-            f"{size_text(self.build_memory)} to build"
+            f"{size_text(self.build_memory)} to build{', codes on disk' if self.part_rows else ''}"
         )
 
 
@@ -105,6 +107,7 @@ _RUNGS = (
     _Rung("IVF{lists},RaBitQfs", 1, 17, 1, 0.77),
     _Rung("IVF{lists},PQ{parts}x4fs", 1, 10, 1, 0.69),
 )
+_ON_DISK = _Rung("IVF{lists},SQ8", 8, 8, 8, 0.96)  # where nothing else that fits finds enough
 HNSW_LATENCY = 1.0  # ms
 
 
@@ -121,7 +124,11 @@ def ladder(rows: int, dim: int, budget: Budget) -> list[Plan]:
         plans = [exact]
     else:
         rungs = [rung for rung in _RUNGS if rung.kind[0] != "H" or 0 < budget.max_latency < HNSW_LATENCY]
-        plans = [*(_plan(rung, rows, dim, budget.memory) for rung in rungs), exact]
+        plans = [_plan(rung, rows, dim, budget.memory) for rung in rungs]
+        held = [plan.expected_recall for plan in plans if plan.build_memory <= budget.memory]
+        if max(held, default=0) < budget.min_recall:
+            plans.append(_plan(_ON_DISK, rows, dim, budget.memory))
+        plans.append(exact)
     fitting = [plan for plan in plans if plan.build_memory <= budget.memory]
     if not fitting:
         least = min(plans, key=lambda plan: plan.build_memory)
@@ -145,7 +152,18 @@ def _plan(rung: _Rung, rows: int, dim: int, memory: int) -> Plan:
     held = (rung.held * dim / 8 + rung.fixed) * rows * 1.3  # lists grow by doubling
     sample = _sample_bytes(dim) * lists if "IVF" in rung.kind else 4 * dim * 65_536
     peak = _standing_bytes(dim) + max(sample, held, size * rows)  # it is measured in memory, at last
-    return Plan(rung.kind.format(lists=lists, parts=parts), "", size, rung.recall, int(peak))
+    plan = Plan(rung.kind.format(lists=lists, parts=parts), "", size, rung.recall, int(peak))
+    return _in_parts(plan, dim, memory, lists, sample)
+
+
+def _in_parts(plan: Plan, dim: int, memory: int, lists: int, sample: float) -> Plan:
+    """With as many codes held at a time as memory has room for, where it has none for all and lists can be merged."""
+    if plan.build_memory <= memory or not ends_in_lists(check_factory(plan.factory, dim)):
+        return plan
+    each, shared = 2 * plan.bytes_per_vector, 12 * dim * lists  # lists grow by doubling; centroids, and as written
+    rows = max(BLOCK_ROWS, int((memory - _standing_bytes(dim) - shared) / each))
+    peak = _standing_bytes(dim) + max(sample, shared + rows * each)
+    return replace(plan, build_memory=int(peak), part_rows=rows)
 
 
 def list_count(rows: int, dim: int, memory: int) -> int:
@@ -175,7 +193,8 @@ def _given(rows: int, dim: int, budget: Budget) -> Plan:
     size = bytes_of(budget.factory, dim) + 4 * dim * lists / rows
     held = size * rows * (1 if "R" in refined else 1.5)
     sample = _sample_bytes(dim) * min(max(lists, 16_384 / POINTS_PER_CENTROID), rows / POINTS_PER_CENTROID)
-    return Plan(budget.factory, budget.search, size, math.nan, int(_standing_bytes(dim) + max(held, sample)))
+    peak = _standing_bytes(dim) + max(held, sample)
+    return _in_parts(Plan(budget.factory, budget.search, size, math.nan, int(peak)), dim, budget.memory, lists, sample)
 
 
 def bytes_of(factory: str, dim: int) -> float:

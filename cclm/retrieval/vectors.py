@@ -16,12 +16,13 @@ import numpy as np
 from cclm.errors import first_line
 from cclm.retrieval.among import Found, Lists, in_graph, inner_of, nothing, parameters, probes
 from cclm.retrieval.manifest import INDEX_FILE, REBUILD, VECTORS_FILE
+from cclm.retrieval.partitions import ends_in_lists
 from cclm.retrieval.plan import check_factory, check_search
 
 if TYPE_CHECKING:
     import faiss
 
-MAPPED_FROM = 2**30  # bytes of an index that is mapped into memory rather than read
+MAPPED_FROM = 2**30  # bytes of an index that is mapped into memory rather than read; lists always are
 GATHERED_ROWS = 16_384  # at a time
 MANY_QUERIES = 3  # from so many on, a product of matrices is faster than one query after the other
 THREAD_SCORES = 2**15  # that are worth a thread
@@ -284,7 +285,9 @@ def _read(path: Path, factory: str) -> faiss.Index:
         faiss.set_deserialization_vector_byte_limit(max(size, _table_bytes(expected)) + 8)
         faiss.set_deserialization_loop_limit(max(1024, size // 8))  # a list takes 8 bytes in the file at the least
         flags = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE  # it is for distances, not for inner products
-        index = faiss.read_index(str(path), flags | (faiss.IO_FLAG_MMAP_IFC if size >= MAPPED_FROM else 0))
+        flags |= faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY  # no path in a file leads out of the folder
+        mapped = size >= MAPPED_FROM or ends_in_lists(expected)
+        index = faiss.read_index(str(path), flags | (faiss.IO_FLAG_MMAP_IFC if mapped else 0))
     except RuntimeError as error:
         reason = first_line(error)[:200]
         raise ValueError(f"{path} is no readable FAISS index ({reason}); {REBUILD}") from error
@@ -309,10 +312,11 @@ def _table_bytes(index: faiss.Index) -> int:
 
 
 def _kinds(index: faiss.Index) -> list[str]:
-    """The classes that an index is made of."""
+    """The classes that an index is made of, its lists among them: those in a file of their own are another one."""
     import faiss
 
     actual = faiss.downcast_index(index)  # does not own it: `index` has to be kept as well
     own = "IndexFlat" if isinstance(actual, faiss.IndexFlat) else type(actual).__name__
     parts = [getattr(actual, name, None) for name in ("base_index", "refine_index", "index", "quantizer", "storage")]
-    return [own, *(kind for part in parts if part is not None for kind in _kinds(part))]
+    lists = [type(faiss.downcast_InvertedLists(actual.invlists)).__name__] if isinstance(actual, faiss.IndexIVF) else []
+    return [own, *lists, *(kind for part in parts if part is not None for kind in _kinds(part))]
