@@ -326,20 +326,24 @@ def _write_index(index: faiss.Index, blocks: Iterable[np.ndarray], rows: int, pa
     before, after = whole[:place], whole[place + len(empty) + len(own) :]
     codes, coarse = path / ".codes", path / ".coarse"
     added = None if base is None else Partitions(base, part_rows, path)
-    with open(codes, "wb") as handle:
-        for block in blocks:
-            handle.write(fine.sa_encode(block).tobytes())
+    try:
+        with open(codes, "wb") as handle:
+            for block in blocks:
+                handle.write(fine.sa_encode(block).tobytes())
+                if added is not None:
+                    added.add(block)
+        count = codes.stat().st_size // (4 if isinstance(fine, faiss.IndexFlat) else 1)
+        with open(path / INDEX_FILE, "wb") as handle:
+            handle.write(before)
             if added is not None:
-                added.add(block)
-    count = codes.stat().st_size // (4 if isinstance(fine, faiss.IndexFlat) else 1)
-    with open(path / INDEX_FILE, "wb") as handle:
-        handle.write(before)
-        if added is not None:
-            added.write(coarse)
-            _append(handle, coarse)
-        handle.write(own[:-8] + count.to_bytes(8, "little"))  # it ends in its number of codes
-        _append(handle, codes)
-        handle.write(after)
+                added.write(coarse)
+                _append(handle, coarse)
+            handle.write(own[:-8] + count.to_bytes(8, "little"))  # it ends in its number of codes
+            _append(handle, codes)
+            handle.write(after)
+    finally:  # a plan that memory does not hold leaves the folder to the next one
+        codes.unlink(missing_ok=True)
+        coarse.unlink(missing_ok=True)
 
 
 def _append(handle: BinaryIO, part: Path) -> None:
