@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from machine import facts, seconds, write
 
+from cclm.cli import _keep_freed_memory
 from cclm.data.shards import list_shards, read_records
 from cclm.evaluation.embedding import EmbedOptions
 from cclm.evaluation.extraction import Extraction
