@@ -220,7 +220,7 @@ def index_rows() -> list[tuple[str, ...]]:
     built = [
         (
             f"1 M x 256 clustered vectors, `{each['factory']}`",
-            f"recall@10 {each['recall_at_10']:.3f}, {each['times_exact']:.0f} x exact search, "
+            f"recall@10 {each['recall_at_10']:.3f}, {each['times_exact']:.1f} x exact search, "
             f"{each['bytes_per_vector']:.0f} bytes a vector; built in {each['build_s']:.0f} s, "
             f"peak {each['peak_rss'] / 1e6:.0f} MB of "
             f"{each['max_memory'] / 1e6:.0f}",
