@@ -209,8 +209,8 @@ def with_keys(index: ImageIndex, keys: Sequence[str]) -> Selection:
     missing = np.flatnonzero(ids < 0)
     if len(missing):
         raise ValueError(
-            f"{len(missing)} of {len(keys)} keys are not in index {index.folder} (first: {keys[missing[0]]!r}); nothing "
-            "was changed: check them, as `cclm search` tells keys"
+            f"{len(missing)} of {len(keys)} keys are not in index {index.folder} (first: {keys[missing[0]]!r}); "
+            "nothing was changed: check them, as `cclm search` tells keys"
         )
     return [np.isin(segment.metadata.ids, ids) for segment in index.segments]
 
