@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+VISUAL = -1  # the token id at whose place a visual state goes
+
 
 def select(thing: Any, rows: Tensor) -> Any:
     """A dataclass of tensors (or tuples of tensors) restricted to `rows` of its first dimension."""
@@ -201,6 +203,40 @@ class PairBatch(TensorData):
 
     def __len__(self) -> int:
         return len(self.target)
+
+
+@dataclass(frozen=True)
+class PromptInput(TensorData):
+    """Prompts of a causal language model with the answers to them, where these are known, padded to the longest."""
+
+    input_ids: Tensor  # (B, L) int64, VISUAL where a visual state goes
+    attention_mask: Tensor  # (B, L) bool
+    labels: Tensor  # (B, L) int64: the tokens of answers, -100 elsewhere
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class PromptBatch(TensorData):
+    """A batch of prompts and answers from one stream."""
+
+    stream: str
+    prompts: PromptInput
+    keys: tuple[str, ...]  # of the records
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class VisualPromptBatch(PromptBatch):
+    """Prompts about pictures: those of all prompts in reading order, each with equally many places among the tokens."""
+
+    images: ImageInput | StatesInput  # I of them
+
+
+Batch = PairBatch | PromptBatch
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import torch
-
+from cclm.data.forms import Form, PairForm, Prompter, Tokens
 from cclm.data.pairs import PairDrawer, UnwantedError
 from cclm.data.readers import ImageReader, ImageRequest, Processor, Seen
 from cclm.data.seeding import permutation_of, random_of, seed_of
 from cclm.data.stream import Located, Share, StreamSettings, open_stream
 from cclm.errors import SampleError
-from cclm.types import Labels, Pair, PairBatch, TextInput
+from cclm.types import Batch, Pair
 
 
 @dataclass
@@ -30,7 +29,8 @@ class StreamConfig:
 
     `shards`: a folder, tar, pattern, list of these, or folder -> weight. `bucket`: batches drawn at once to be sorted
     by their texts' tokens (1: no sorting); texts about regions of one image stay together. `max_tokens`: of either
-    text, None for the processor's own.
+    text, None for the processor's own. `prompt`: puts each pair into a prompt for a language model, as
+    `cclm.pivot.prompts` reads it; None leaves two views side by side.
     """
 
     shards: str | list[str] | dict[str, float]
@@ -42,6 +42,7 @@ class StreamConfig:
     max_bad_share: float = 0.1
     language: str = "en"
     allow_pipe: bool = False
+    prompt: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "bucket", "group_shards"):
@@ -50,22 +51,30 @@ class StreamConfig:
         if self.max_tokens is not None and self.max_tokens < 3:
             raise ValueError(f"stream of {self.shards}: max_tokens={self.max_tokens}; give 3 or more, or null")
 
+    def form(self, name: str, processor: Processor) -> Form:
+        """Errors: ValueError for a prompt where the processor knows of none."""
+        if self.prompt is None:
+            return PairForm(processor, self.max_tokens)
+        if not isinstance(processor, Prompter):
+            raise ValueError(f"stream {name} has a prompt, which pairs of views do not take; leave it out")
+        try:
+            return processor.form(self.prompt, self.max_tokens)
+        except ValueError as error:
+            raise ValueError(f"stream {name}: {error}") from None
+
     def settings(self, name: str, seed: int) -> StreamSettings:
         own = seed_of(seed, name)  # two streams over one folder must not walk it in step
         return StreamSettings(own, self.group_shards, self.max_bad_share, self.language, self.allow_pipe)
+
+
+_NOT_YET = Tokens([], [], 0)
 
 
 @dataclass(slots=True)
 class _Drawn:
     pair: Pair
     located: Located
-    target: list[int] = field(default_factory=list)  # tokens, once they are asked for
-    context: list[int] = field(default_factory=list)  # of a text
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longer side: what the others of a batch are padded to."""
-        return max(len(self.target), len(self.context))
+    tokens: Tokens = _NOT_YET
 
     @property
     def sight(self) -> int:
@@ -81,7 +90,7 @@ class BatchStream:
     ) -> None:
         self._name = name
         self._config = config
-        self._processor = processor
+        self._form = config.form(name, processor)
         self._images = images
         self._settings = config.settings(name, seed)
         self._share = share
@@ -111,7 +120,7 @@ class BatchStream:
             "used": self._used if within else 0,
         }
 
-    def __next__(self) -> PairBatch:
+    def __next__(self) -> Batch:
         if self._taken >= self._config.bucket:
             self._pools += 1
             self._taken = self._spares = 0
@@ -159,34 +168,18 @@ class BatchStream:
         return [drawn[i * size : (i + 1) * size] for i in shuffle]
 
     def _tokenise(self, drawn: list[_Drawn]) -> None:
-        targets = self._processor.tokens([item.pair.target for item in drawn], self._config.max_tokens)
-        for item, tokens in zip(drawn, targets, strict=True):
-            item.target = tokens
-        texts = [item for item in drawn if isinstance(item.pair.context, str)]
-        if texts:
-            contexts = self._processor.tokens([str(item.pair.context) for item in texts], self._config.max_tokens)
-            for item, tokens in zip(texts, contexts, strict=True):
-                item.context = tokens
+        try:
+            found = self._form.tokens([item.pair for item in drawn])
+        except ValueError as error:
+            raise ValueError(f"stream {self._name}: {error}") from None
+        for item, tokens in zip(drawn, found, strict=True):
+            item.tokens = tokens
 
-    def _collate(self, drawn: list[_Drawn]) -> PairBatch:
-        context: Seen | TextInput
-        if isinstance(drawn[0].pair.context, str):
-            context = self._processor.padded([item.context for item in drawn])
-        else:
-            drawn, context = self._read_images(drawn)
-        target = self._processor.padded([item.target for item in drawn])
-        keys = tuple(item.pair.key for item in drawn)
-        ids = torch.tensor([seed_of(key) for key in keys])  # (B,) int64
-        return PairBatch(self._name, context, target, keys, ids, self._labels(drawn))
-
-    def _labels(self, drawn: list[_Drawn]) -> Labels | None:
-        """What is said of the pairs; labels are tokenised as they are, for they are answers to be met to the letter."""
-        said = [(row, name, weight) for row, item in enumerate(drawn) for name, weight in item.pair.labels.items()]
-        if not said:
-            return None
-        owner, names, weight = zip(*said, strict=True)
-        text = self._processor.texts(list(names), clean=False)
-        return Labels(names, text, torch.tensor(owner), torch.tensor(weight, dtype=torch.float32))
+    def _collate(self, drawn: list[_Drawn]) -> Batch:
+        seen = None
+        if not isinstance(drawn[0].pair.context, str):
+            drawn, seen = self._read_images(drawn)
+        return self._form.batch(self._name, [item.pair for item in drawn], [item.tokens for item in drawn], seen)
 
     def _read_images(self, drawn: list[_Drawn]) -> tuple[list[_Drawn], Seen]:
         """Images of a batch; a bad one's pairs give way to the stream's next, so that batches keep their size."""
@@ -259,6 +252,6 @@ def _by_length(drawn: list[_Drawn]) -> list[_Drawn]:
     for _, neighbours in groupby(drawn, key=lambda item: item.sight):
         bundle = list(neighbours)
         key = bundle[0].pair.key
-        bundles.append(((times[key], max(item.length for item in bundle)), bundle))
+        bundles.append(((times[key], max(item.tokens.length for item in bundle)), bundle))
         times[key] += 1
     return [item for _, bundle in sorted(bundles, key=lambda found: found[0]) for item in bundle]

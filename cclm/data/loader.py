@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from cclm.data.batches import BatchStream, StreamConfig
 from cclm.data.readers import ImageReader, Processor
 from cclm.data.stream import Share
-from cclm.types import PairBatch
+from cclm.types import Batch
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 class StepBatch:
     """What one training step consumes. `skipped`: samples this worker has left out since the run began, by reason."""
 
-    batches: dict[str, PairBatch]
+    batches: dict[str, Batch]
     cursor: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
 

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Literal, TypeAlias
 
+from cclm.data.seeding import random_of
 from cclm.errors import SampleError
 from cclm.types import Pair, Part, Record, Region
 
@@ -81,17 +82,41 @@ class PairDrawer(ABC):
 
 
 class ImageCaption(PairDrawer):
-    """Context: the image. Target: one of its captions; each epoch draws anew."""
+    """Context: the image. Target: one of its captions; each epoch draws anew.
+
+    `texts`: "captions", or "parallel" for the record's sentence and its translations. `share`: of the records, the same
+    ones in every epoch and for every seed, as where only some have been translated.
+    """
+
+    def __init__(
+        self,
+        languages: list[str] | None = None,
+        temperature: float = 1.0,
+        texts: Literal["captions", "parallel"] = "captions",
+        share: float = 1.0,
+    ) -> None:
+        super().__init__(languages, temperature)
+        if texts not in ("captions", "parallel"):
+            raise ValueError(f"ImageCaption: texts={texts!r}; allowed: captions, parallel")
+        if not 0 < share <= 1:
+            raise ValueError(f"ImageCaption: share={share} of the records; give a number above 0, up to 1")
+        self.texts = texts
+        self.share = share
 
     def draw(self, record: Record, draw: random.Random) -> list[Pair]:
         image = _image_of(record)
-        languages = self._wanted(record.captions)
+        if self.share < 1 and random_of("share", record.key).random() >= self.share:
+            raise UnwantedError("not of the share of records that is read")
+        texts = record.captions
+        if self.texts == "parallel":
+            texts = {language: [text] for language, text in record.parallel.items()}
+        languages = self._wanted(texts)
         if not languages:
             raise UnwantedError("no caption in a wanted language")
         if not self._accepts(languages, draw):
             return []
         language = self._choose(languages, draw)
-        return [Pair(record.key, image, draw.choice(record.captions[language]), (None, language))]
+        return [Pair(record.key, image, draw.choice(texts[language]), (None, language))]
 
 
 class Translation(PairDrawer):
