@@ -1,0 +1,75 @@
+"""Presets: what of a model trains in a stage, by the names of its parameters; everything else is frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Preset:
+    """`trains`: groups of patterns of parameter names. Of each group the first that matches something trains, and one
+    must, so that a preset never trains less than it says.
+    """
+
+    trains: tuple[tuple[str, ...], ...]
+    meaning: str
+
+    def names(self, model: nn.Module) -> list[str]:
+        """Of the parameters that train. Errors: ValueError, not naming the preset, for a group that matches nothing."""
+        known = [name for name, _ in model.named_parameters()]
+        chosen: set[str] = set()
+        for group in self.trains:
+            matched = next(filter(None, ([n for n in known if fnmatchcase(n, one)] for one in group)), None)
+            if matched is None:
+                parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in known)) or "none"
+                raise ValueError(f"trains {' or '.join(group)}, of which this model has nothing (its parts: {parts})")
+            chosen.update(matched)
+        return [name for name in known if name in chosen]
+
+
+PRESETS = {
+    "chat_s1": Preset((("bridge.*",),), "the bridge; language model and image encoder frozen"),
+    "chat_s1_image_encoder": Preset(
+        (("bridge.*",), ("image_encoder.*",)), "bridge and image encoder; the language model frozen"
+    ),
+    "chat_s2": Preset(
+        (("bridge.*",), ("language_model.*.lora_*", "language_model.*")),
+        "the bridge and the language model's LoRA, or all of it where it has none; the image encoder frozen",
+    ),
+}
+
+
+def apply_preset(name: str, model: nn.Module) -> list[str]:
+    """Freeze all of `model` but what the preset trains; the names of what does, in the model's order.
+
+    Errors: ValueError for no such preset, and for one that is of another kind of model or leaves nothing to train.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset is {name!r}; choose one of {', '.join(PRESETS)}")
+    try:
+        names = PRESETS[name].names(model)
+    except ValueError as error:
+        raise ValueError(f"preset {name} {error}; choose one of {', '.join(PRESETS)}") from None
+    for parameter_name, parameter in model.named_parameters():
+        trains = parameter_name in names
+        if trains and not parameter.is_floating_point():
+            raise ValueError(
+                f"preset {name} trains {parameter_name}, which is quantised; give the model LoRA, or load it whole"
+            )
+        parameter.requires_grad_(trains)
+    return names
+
+
+def train_mode(model: nn.Module, mode: bool = True) -> None:
+    """Training mode, but for modules all of whose parameters are frozen: they keep their statistics, and drop nothing.
+
+    A module without parameters, as a dropout is, follows the one it is in.
+    """
+    model.train(mode)
+    if mode:
+        for module in model.modules():
+            if any(True for _ in module.parameters()) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
