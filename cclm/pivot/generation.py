@@ -1,0 +1,59 @@
+"""How an answer is written: greedily, by beams or by sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """`max_tokens`: of an answer. `beams`: 1 is greedy. `sample`: draw tokens, as `temperature`, `top_k` (0: all) and
+    `top_p` say, from `seed`. `length_penalty` above 0 favours longer beams; no `no_repeat` tokens in a row come twice.
+    """
+
+    max_tokens: int = 64
+    beams: int = 1
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    no_repeat: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"max_tokens": 1, "beams": 1, "top_k": 0, "no_repeat": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"generation: {name}={getattr(self, name)}; give {bound} or more")
+        if self.temperature <= 0 or self.repetition_penalty <= 0:
+            raise ValueError(
+                f"generation: temperature={self.temperature}, repetition_penalty={self.repetition_penalty}; both must "
+                "be above 0 (for the likeliest token set sample to false)"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"generation: top_p={self.top_p} is a share of probability, above 0 up to 1")
+
+
+def generation_config(options: GenerationOptions, pad: int, stop: Sequence[int]) -> GenerationConfig:
+    """`options` in transformers' terms."""
+    from transformers import GenerationConfig
+
+    settings = {
+        "max_new_tokens": options.max_tokens,
+        "num_beams": options.beams,
+        "do_sample": options.sample,
+        "repetition_penalty": options.repetition_penalty,
+        "no_repeat_ngram_size": options.no_repeat,
+    }
+    if options.sample:  # transformers warns of what has no effect
+        settings |= {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    if options.beams > 1:
+        settings |= {"length_penalty": options.length_penalty}
+    return GenerationConfig(pad_token_id=pad, eos_token_id=list(stop), **settings)
