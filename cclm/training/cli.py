@@ -7,13 +7,14 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -22,8 +23,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from cclm.errors import first_line
 from cclm.storage import whole_file
+from cclm.training.base import System
 from cclm.training.callbacks import Bar, Position, Speed, WholeCheckpoints
-from cclm.training.datamodule import PairDataModule
+from cclm.training.datamodule import PairDataModule, StreamDataModule
 from cclm.training.facts import CONFIG_OF_RUN
 from cclm.training.settings import ProcessorSettings
 from cclm.training.system import CrossViewSystem
@@ -33,6 +35,20 @@ _UNKNOWN = re.compile(
     r"(?:Group '(?P<group>[\w.]+)' does not accept option|Subcommand '\w+' does not accept option|Option"
     r"|unrecognized arguments:) '?-{0,2}(?P<key>[\w.]+)'?"
 )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the key `system` of a config chooses."""
+
+    system: type[System]
+    data: type[StreamDataModule]
+    processor: type
+
+
+def _kinds() -> dict[str, Callable[[], Kind]]:
+    """By name, imported when chosen: a training of views needs no diffusion."""
+    return {"cross_view": lambda: Kind(CrossViewSystem, PairDataModule, ProcessorSettings)}
 
 
 _KEY = r'Parser key "([\w.]+)"'
@@ -45,7 +61,7 @@ class Parser(LightningArgumentParser):
         raise ValueError(_one_line(str(message), self)) from ex
 
 
-class CrossViewTrainer(Trainer):
+class WholeTrainer(Trainer):
     """Lightning's Trainer with what every run here needs: the data position, speed figures, whole checkpoints."""
 
     def __init__(
@@ -82,10 +98,15 @@ class KeptConfig(SaveConfigCallback):
 class TrainingCLI(LightningCLI):
     """One YAML file is one run: seed, trainer, processor, model, data."""
 
+    def __init__(self, kind: Kind, **kwargs: Any) -> None:
+        self._kind = kind
+        super().__init__(kind.system, kind.data, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_class_arguments(ProcessorSettings, "processor")
+        parser.add_argument("--system", type=str, default="cross_view", help=f"one of {', '.join(_kinds())}")
+        parser.add_class_arguments(self._kind.processor, "processor")
+        parser.link_arguments("processor", "model.processor", apply_on="instantiate")
         for part in ("model", "data"):
-            parser.link_arguments("processor", f"{part}.processor", apply_on="instantiate")
             parser.link_arguments("seed_everything", f"{part}.seed", compute_fn=int)
 
     def _parse_ckpt_path(self) -> None:
@@ -123,9 +144,10 @@ def run(arguments: list[str]) -> None:
         raise
 
 
-def _check_configs(arguments: list[str]) -> None:
+def _read_configs(arguments: list[str]) -> list[DictConfig]:
     """Errors: ValueError naming a config that is missing, no YAML or empty, which the parser would not name."""
     after = [value for flag, value in pairwise(arguments) if flag in ("-c", "--config")]
+    contents = []
     for name in (*after, *(value.partition("=")[2] for value in arguments if value.startswith(("-c=", "--config=")))):
         if not Path(name).is_file():
             raise ValueError(f"no config at {name}; those that come with cclm are in configs/")
@@ -135,17 +157,31 @@ def _check_configs(arguments: list[str]) -> None:
             raise ValueError(f"config {name} is no YAML ({' '.join(str(error).split())}); mend it") from None
         if not OmegaConf.is_dict(content) or not content:
             raise ValueError(f"config {name} is empty or holds no keys; those that come with cclm are in configs/")
+        contents.append(content)
+    return contents
+
+
+def _kind(arguments: list[str]) -> Kind:
+    """What is trained decides which keys there are, so it is read before the parser is made."""
+    told = [content.system for content in _read_configs(arguments) if "system" in content]
+    told += [value for flag, value in pairwise(arguments) if flag == "--system"]
+    told += [value.partition("=")[2] for value in arguments if value.startswith("--system=")]
+    name, kinds = told[-1] if told else "cross_view", _kinds()
+    if name not in kinds:
+        near = difflib.get_close_matches(str(name), kinds, 1)
+        raise ValueError(
+            f"system is {name!r}; choose one of {', '.join(kinds)}" + (f" (did you mean {near[0]}?)" if near else "")
+        )
+    return kinds[name]()
 
 
 def _start(arguments: list[str]) -> None:
-    _check_configs(arguments)
     TrainingCLI(
-        CrossViewSystem,
-        PairDataModule,
+        _kind(arguments),
         args=arguments,
         parser_class=Parser,
         parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},  # half a key is a wrong key
-        trainer_class=CrossViewTrainer,
+        trainer_class=WholeTrainer,
         save_config_callback=KeptConfig,
         save_config_kwargs={"save_to_log_dir": False},
         seed_everything_default=0,
@@ -154,8 +190,8 @@ def _start(arguments: list[str]) -> None:
     )
 
 
-def _check_streams(system: CrossViewSystem, data: PairDataModule) -> None:
-    trained, read = set(system.objectives), set(data.streams)
+def _check_streams(system: System, data: StreamDataModule) -> None:
+    trained, read = set(system.streams), set(data.streams)
     if trained != read:
         raise ValueError(
             f"model.objectives are for streams {sorted(trained)}, data.streams are {sorted(read)}; name the same ones"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,8 +20,7 @@ from cclm.data.readers import CachedStates, ImageReader, PixelReader
 from cclm.data.state_cache import CacheSettings, StateCache, cached_states
 from cclm.models.processor import CCLMProcessor
 from cclm.models.vision import ImageEncoder
-from cclm.training.settings import ProcessorSettings
-from cclm.training.validation import RetrievalSet, StatementSet, ValidationSet
+from cclm.training.validation import Measured, RetrievalSet, StatementSet
 
 
 @dataclass(frozen=True)
@@ -46,33 +45,26 @@ class LoaderSettings:
                 raise ValueError(f"data.loader.{name} is {getattr(self, name)}; give {least} or more")
 
 
-class PairDataModule(pl.LightningDataModule):
-    """Training streams and validation sets, by name: `validation` and `test` to retrieve from, `statements` to judge.
-
-    `cclm test` runs `test` where it is given, else the others.
-    """
+class StreamDataModule(pl.LightningDataModule):
+    """Training streams by name; the processor is that of the system which trains on them."""
 
     def __init__(
         self,
-        processor: ProcessorSettings,
         streams: dict[str, StreamConfig],
         loader: LoaderSettings = LoaderSettings(),
-        validation: dict[str, RetrievalSet] | None = None,
-        test: dict[str, RetrievalSet] | None = None,
-        statements: dict[str, StatementSet] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.processor, self.streams, self.settings, self.seed = processor.build(), streams, loader, seed
-        self.validation: dict[str, ValidationSet] = {**(validation or {}), **(statements or {})}
-        self.testing: dict[str, ValidationSet] = test or {}
-        if twice := set(validation or {}) & set(statements or {}):
-            raise ValueError(f"data.validation and data.statements both have {twice.pop()!r}; name each set once")
-        for name, chosen in (self.validation | self.testing).items():
-            chosen.check(name)
+        self.streams, self.settings, self.seed = streams, loader, seed
+        self.validation: dict[str, Measured] = {}
+        self.testing: dict[str, Measured] = {}
         self.progress = LoaderProgress()
         self._resume: dict[str, Any] | None = None
         self._loader: StepLoader | None = None
+
+    @property
+    def processor(self) -> CCLMProcessor:
+        return self.trainer.lightning_module.processor
 
     def train_dataloader(self) -> StepLoader:
         self._loader = make_loader(
@@ -98,7 +90,7 @@ class PairDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._tasks(self.testing or self.validation)
 
-    def _tasks(self, sets: dict[str, ValidationSet]) -> DataLoader:
+    def _tasks(self, sets: Mapping[str, Measured]) -> DataLoader:
         tasks = [chosen.task(name, self._cache(chosen.shards, 1)) for name, chosen in sets.items()]
         return DataLoader(tasks, batch_size=None)
 
@@ -116,12 +108,12 @@ class PairDataModule(pl.LightningDataModule):
         if self.settings.cache is None:
             return None
         system = self.trainer.lightning_module
-        if "image_encoder" not in system.settings.frozen:
+        encoder = system.model.image_encoder.eval()
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
             raise ValueError(
                 "data.loader.cache keeps states of an image encoder that still trains; add image_encoder to "
                 "model.optimizer.frozen, or set the cache to null"
             )
-        encoder = system.model.image_encoder.eval()
         device = self.trainer.strategy.root_device
         encoder.to(device)
         settings = CacheSettings(self.settings.cache, _fingerprint(encoder, self.processor), versions, seed=self.seed)
@@ -140,6 +132,30 @@ class PairDataModule(pl.LightningDataModule):
     def teardown(self, stage: str) -> None:
         if self._loader is not None:
             self._loader.close()
+
+
+class PairDataModule(StreamDataModule):
+    """With sets by name that a cross-view model is measured by: `validation` and `test` to retrieve from, `statements`.
+
+    `cclm test` runs `test` where it is given, else the others.
+    """
+
+    def __init__(
+        self,
+        streams: dict[str, StreamConfig],
+        loader: LoaderSettings = LoaderSettings(),
+        validation: dict[str, RetrievalSet] | None = None,
+        test: dict[str, RetrievalSet] | None = None,
+        statements: dict[str, StatementSet] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(streams, loader, seed)
+        self.validation = {**(validation or {}), **(statements or {})}
+        self.testing = {**(test or {})}
+        if twice := set(validation or {}) & set(statements or {}):
+            raise ValueError(f"data.validation and data.statements both have {twice.pop()!r}; name each set once")
+        for name, chosen in (self.validation | self.testing).items():
+            chosen.check(name)
 
 
 def _fingerprint(encoder: ImageEncoder, processor: CCLMProcessor) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
+from torch import nn
 
+from cclm.data.readers import Processor
 from cclm.data.shards import check_languages, list_shards, read_records
 from cclm.data.state_cache import StateCache
 from cclm.evaluation.answering import RankOptions
@@ -86,7 +88,15 @@ class StatementSet:
         return StatementTask(name, self, cache)
 
 
-ValidationSet = StatementSet | RetrievalSet
+class Measured(Protocol):
+    """A set that a model is measured by during its training."""
+
+    shards: str
+    languages: list[str] | None
+
+    def check(self, name: str) -> None: ...
+
+    def task(self, name: str, cache: StateCache | None) -> Task: ...
 
 
 @dataclass(frozen=True)
@@ -94,11 +104,27 @@ class Task(ABC):
     """A set, and the states of its images where the backbone is frozen and they stand in a cache."""
 
     name: str
-    settings: ValidationSet
+    settings: Measured
     cache: StateCache | None = None
 
-    def evaluate(self, model: CCLMModel, processor: CCLMProcessor) -> dict[str, float]:
+    @abstractmethod
+    def evaluate(self, model: nn.Module, processor: Processor) -> dict[str, float]:
         """Metrics by "<set>/<language>/<direction>/<metric>"; the language "others" is the mean without English."""
+
+    @property
+    def languages(self) -> tuple[str, ...] | None:
+        return tuple(self.settings.languages) if self.settings.languages else None
+
+    def to(self, device: torch.device, **options: bool) -> Self:
+        """A task is no batch of tensors: Lightning finds nothing to move."""
+        return self
+
+
+@dataclass(frozen=True)
+class ReportTask(Task):
+    """What a cross-view model's report says."""
+
+    def evaluate(self, model: CCLMModel, processor: CCLMProcessor) -> dict[str, float]:
         report = self._report(model, processor)
         rows = dict(report.languages)
         if len(rows) > 1 and "en" in rows:
@@ -115,16 +141,8 @@ class Task(ABC):
     def _report(self, model: CCLMModel, processor: CCLMProcessor) -> Report: ...
 
     @property
-    def languages(self) -> tuple[str, ...] | None:
-        return tuple(self.settings.languages) if self.settings.languages else None
-
-    @property
     def untold(self) -> Provenance:
         return Provenance("in training", "", self.settings.shards, "", "")
-
-    def to(self, device: torch.device, **options: bool) -> Self:
-        """A task is no batch of tensors: Lightning finds nothing to move."""
-        return self
 
     def _views(self, model: CCLMModel, processor: CCLMProcessor) -> ImageViews:
         if self.cache is None:
@@ -139,7 +157,7 @@ class Task(ABC):
 
 
 @dataclass(frozen=True)
-class RetrievalTask(Task):
+class RetrievalTask(ReportTask):
     """Zero-shot retrieval."""
 
     settings: RetrievalSet
@@ -150,7 +168,7 @@ class RetrievalTask(Task):
 
 
 @dataclass(frozen=True)
-class StatementTask(Task):
+class StatementTask(ReportTask):
     """Accuracy on statements."""
 
     settings: StatementSet
