@@ -175,15 +175,15 @@ def _data_check(given: Namespace) -> None:
 
 
 def _tokenizer_options(parser: ArgumentParser) -> None:
-    from cclm.data.build import tokenizer
+    from cclm.data.build import TokenizerOptions
 
-    parser.add_function_arguments(tokenizer)
+    parser.add_class_arguments(TokenizerOptions)
 
 
 def _data_tokenizer(given: Namespace) -> None:
-    from cclm.data.build import tokenizer
+    from cclm.data.build import TokenizerOptions, tokenizer
 
-    print(tokenizer(**given.as_dict()))
+    print(tokenizer(TokenizerOptions(**given.as_dict())))
 
 
 VERBS = {

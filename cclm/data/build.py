@@ -155,41 +155,50 @@ def read_sentences(data: list[str], max_sentences: int, seed: int) -> dict[str, 
     return sentences
 
 
-def tokenizer(
-    data: list[str],
-    output: Path,
-    vocab_size: int = 16000,
-    temperature: float = 0.5,
-    lowercase: bool = False,
-    character_coverage: float = 1.0,
-    max_sentences: int = 1_000_000,
-    seed: int = 0,
-) -> str:
-    """Train a sentencepiece tokenizer with XLM-R's special ids on the texts of built shards.
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """What a tokenizer is made of.
 
     Args:
         data: split folders of built datasets; `folder:en+de` takes these languages only.
         output: the folder to write, for `AutoTokenizer.from_pretrained`.
-        vocab_size: number of pieces, the five special tokens included.
+        vocab_size: number of pieces, the special tokens and tags included.
         temperature: 1 weighs languages by their number of sentences, 0 all alike.
         lowercase: make no difference between upper and lower case.
         character_coverage: share of the characters' occurrences that must be spelled by the pieces.
         max_sentences: sentences kept per language, drawn at random from all.
         seed: of that draw.
+        language_model: for a language model from scratch: a tag <2de> for every language, and a chat template.
+    """
+
+    data: list[str]
+    output: Path
+    vocab_size: int = 16000
+    temperature: float = 0.5
+    lowercase: bool = False
+    character_coverage: float = 1.0
+    max_sentences: int = 1_000_000
+    seed: int = 0
+    language_model: bool = False
+
+
+def tokenizer(options: TokenizerOptions) -> str:
+    """Train a sentencepiece tokenizer with XLM-R's special ids on the texts of built shards.
 
     Errors: ValueError for data without text, an unknown language or a vocabulary that the text does not yield.
     """
-    sentences = read_sentences(data, max_sentences, seed)
+    sentences = read_sentences(options.data, options.max_sentences, options.seed)
     if not sentences:
         raise ValueError(
-            f"data tokenizer: no text in {', '.join(data) or 'no data'}: give split folders of built datasets"
+            f"data tokenizer: no text in {', '.join(options.data) or 'no data'}: give split folders of built datasets"
         )
     trained = train_tokenizer(
-        balance(sentences, temperature, seed),
-        Path(output),
-        vocab_size,
-        lowercase=lowercase,
-        character_coverage=character_coverage,
+        balance(sentences, options.temperature, options.seed),
+        Path(options.output),
+        options.vocab_size,
+        lowercase=options.lowercase,
+        character_coverage=options.character_coverage,
+        languages=sorted(sentences) if options.language_model else (),
     )
     total = sum(map(len, sentences.values()))
-    return f"{output}: {len(trained)} pieces from {total} sentences in {' '.join(sorted(sentences))}"
+    return f"{options.output}: {len(trained)} pieces from {total} sentences in {' '.join(sorted(sentences))}"

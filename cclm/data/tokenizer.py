@@ -21,8 +21,23 @@ log = logging.getLogger(__name__)
 # Their place in this tuple is their id; <mask> takes the last id of the vocabulary.
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# A prompt is what the user says, an answer what follows up to </s>; the same text is read whatever came before it.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+    "{% else %}{{ bos_token + message['content'] }}{% endif %}"
+    "{% endfor %}"
+)
+FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "chat_template.jinja",
+)
 LONGEST_SENTENCE = 4096  # bytes; sentencepiece leaves out what is longer
+
+
+def tag(language: str) -> str:
+    """The token that asks for an answer in `language`."""
+    return f"<2{language}>"
 
 
 def normalizer(lowercase: bool) -> Normalizer:
@@ -54,17 +69,22 @@ def balance(sentences: Mapping[str, Sequence[str]], temperature: float, seed: in
             yield texts[index % len(texts)]
 
 
-def _reason(message: str) -> str:
-    """Sentencepiece's complaint in the user's terms; its counts leave out the mask."""
+def _reason(message: str, others: int) -> str:
+    """Sentencepiece's complaint in the user's terms; its counts leave out the `others`."""
     if largest := re.search(r"value <= (\d+)", message):
-        return f"it yields {int(largest[1]) + 1} pieces at most"
+        return f"it yields {int(largest[1]) + others} pieces at most"
     if smallest := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        return f"its characters alone are {int(smallest[1]) + 1} pieces"
+        return f"its characters alone are {int(smallest[1]) + others} pieces"
     return "it is empty" if "sentences_.empty()" in message else message.strip().splitlines()[-1]
 
 
-def train_unigram(sentences: Iterable[str], vocab_size: int, *, lowercase: bool, character_coverage: float) -> bytes:
-    """A sentencepiece model that expects text from `normalizer`, serialised: `vocab_size` pieces but for the mask."""
+def train_unigram(
+    sentences: Iterable[str], vocab_size: int, *, lowercase: bool, character_coverage: float, others: int = 1
+) -> bytes:
+    """A sentencepiece model that expects text from `normalizer`, serialised.
+
+    It has `vocab_size` pieces but for the `others`, which `wrap` adds: the mask, and tags of languages.
+    """
     import sentencepiece
 
     tidy = normalizer(lowercase)
@@ -74,7 +94,7 @@ def train_unigram(sentences: Iterable[str], vocab_size: int, *, lowercase: bool,
             sentence_iterator=(tidy.normalize_str(sentence) for sentence in sentences),
             model_writer=written,
             model_type="unigram",
-            vocab_size=vocab_size - 1,
+            vocab_size=vocab_size - others,
             character_coverage=character_coverage,
             normalization_rule_name="identity",
             bos_id=0,
@@ -86,15 +106,19 @@ def train_unigram(sentences: Iterable[str], vocab_size: int, *, lowercase: bool,
             minloglevel=2,
         )
     except RuntimeError as error:
+        reason = _reason(str(error), others)
         raise ValueError(
-            f"tokenizer: no vocabulary of vocab_size={vocab_size} comes out of this text ({_reason(str(error))}): "
+            f"tokenizer: no vocabulary of vocab_size={vocab_size} comes out of this text ({reason}): "
             "choose another vocab_size, a lower character_coverage or more text"
         ) from None
     return written.getvalue()
 
 
-def wrap(unigram: bytes, *, lowercase: bool) -> PreTrainedTokenizerFast:
-    """The model as a fast tokenizer that gives `<s> pieces </s>`, `<mask>` added as its last token."""
+def wrap(unigram: bytes, *, lowercase: bool, languages: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """The model as a fast tokenizer that gives `<s> pieces </s>`, `<mask>` added as its last token.
+
+    With `languages` it is one of a language model: their tags stand before the mask, and it has a chat template.
+    """
     import sentencepiece
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -102,7 +126,9 @@ def wrap(unigram: bytes, *, lowercase: bool) -> PreTrainedTokenizerFast:
     source = sentencepiece.SentencePieceProcessor(model_proto=unigram)
     pieces = [(source.id_to_piece(index), source.get_score(index)) for index in range(source.get_piece_size())]
     assert tuple(piece for piece, _ in pieces[: len(SPECIAL_TOKENS)]) == SPECIAL_TOKENS
-    backend = Tokenizer(models.Unigram([*pieces, (MASK_TOKEN, 0.0)], unk_id=source.unk_id(), byte_fallback=False))
+    tags = [tag(language) for language in languages]
+    pieces += [(name, 0.0) for name in (*tags, MASK_TOKEN)]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=source.unk_id(), byte_fallback=False))
     backend.normalizer = normalizer(lowercase)
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     backend.decoder = decoders.Metaspace(prepend_scheme="always")
@@ -119,6 +145,8 @@ def wrap(unigram: bytes, *, lowercase: bool) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         # Takes the space before it along, so that a masked word leaves no lone space behind.
         mask_token=AddedToken(MASK_TOKEN, lstrip=True, normalized=False, special=True),
+        extra_special_tokens=[AddedToken(name, normalized=False, special=True) for name in tags],
+        chat_template=CHAT_TEMPLATE if tags else None,
         model_input_names=["input_ids", "attention_mask"],
     )
 
@@ -130,21 +158,26 @@ def train_tokenizer(
     *,
     lowercase: bool = False,
     character_coverage: float = 1.0,
+    languages: Sequence[str] = (),
 ) -> PreTrainedTokenizerFast:
     """Train on `sentences` and save into the folder `output`, for `AutoTokenizer.from_pretrained`.
 
-    `vocab_size` counts everything, the special tokens included. The same sentences give the same files.
+    `vocab_size` counts everything, the special tokens included. `languages`: those that get a tag, for a tokenizer of
+    a language model. The same sentences give the same files.
     Errors: ValueError where the text does not yield that many pieces or the folder holds anything but a tokenizer.
     """
-    if vocab_size < len(SPECIAL_TOKENS) + 2:
+    others = 1 + len(languages)
+    if vocab_size < len(SPECIAL_TOKENS) + 1 + others:
         raise ValueError(
             f"tokenizer: vocab_size={vocab_size} is too small: the smallest vocabularies hold some hundred"
         )
     if not 0 < character_coverage <= 1:
         raise ValueError(f"tokenizer: character_coverage={character_coverage} is outside 0..1: 1 keeps every character")
     check_replaceable(output, FILES)
-    unigram = train_unigram(sentences, vocab_size, lowercase=lowercase, character_coverage=character_coverage)
-    tokenizer = wrap(unigram, lowercase=lowercase)
+    unigram = train_unigram(
+        sentences, vocab_size, lowercase=lowercase, character_coverage=character_coverage, others=others
+    )
+    tokenizer = wrap(unigram, lowercase=lowercase, languages=languages)
     assert len(tokenizer) == vocab_size
     with whole_folder(output) as folder:
         tokenizer.save_pretrained(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from cclm.data.build import build, recipe_names, tokenizer
+from cclm.data.build import TokenizerOptions, build, recipe_names, tokenizer
 from cclm.data.check import check_dataset
 from cclm.data.shards import Manifest, read_records
 
@@ -135,19 +135,23 @@ def test_a_full_disk_leaves_nothing_half_written(table: Path, tmp_path: Path) ->
 def test_tokenizer_learns_the_languages_asked_for(table: Path, tmp_path: Path) -> None:
     build("parallel_text", table, tmp_path / "data")
     train = tmp_path / "data" / "train"
-    said = tokenizer([f"{train}:de"], tmp_path / "de", vocab_size=30)
+    said = tokenizer(TokenizerOptions([f"{train}:de"], tmp_path / "de", vocab_size=30))
     assert said.endswith("30 pieces from 100 sentences in de")
     assert AutoTokenizer.from_pretrained(tmp_path / "de")("die")["input_ids"].count(3) == 0
     assert 3 in AutoTokenizer.from_pretrained(tmp_path / "de")("a")["input_ids"]  # no `a` in German numbers
-    assert "from 200 sentences in de en" in tokenizer([str(train)], tmp_path / "both", vocab_size=30)
-    assert "from 40 sentences in de en" in tokenizer([str(train)], tmp_path / "few", vocab_size=28, max_sentences=20)
+    assert "from 200 sentences in de en" in tokenizer(TokenizerOptions([str(train)], tmp_path / "both", vocab_size=30))
+    tokenizer(TokenizerOptions([str(train)], tmp_path / "tagged", vocab_size=32, language_model=True))
+    assert AutoTokenizer.from_pretrained(tmp_path / "tagged").convert_ids_to_tokens([29, 30]) == ["<2de>", "<2en>"]
+    assert "from 40 sentences in de en" in tokenizer(
+        TokenizerOptions([str(train)], tmp_path / "few", vocab_size=28, max_sentences=20)
+    )
 
 
 def test_tokenizer_names_missing_text(table: Path, tmp_path: Path) -> None:
     build("parallel_text", table, tmp_path / "data")
     with pytest.raises(ValueError, match=r"has no text in fr, xx; it has de, en"):
-        tokenizer([f"{tmp_path / 'data' / 'train'}:en+xx+fr"], tmp_path / "t")
+        tokenizer(TokenizerOptions([f"{tmp_path / 'data' / 'train'}:en+xx+fr"], tmp_path / "t"))
     with pytest.raises(ValueError, match=r"no text in no data: give split folders"):
-        tokenizer([], tmp_path / "t")
+        tokenizer(TokenizerOptions([], tmp_path / "t"))
     with pytest.raises(ValueError, match=r"give one of its splits: train"):
-        tokenizer([str(tmp_path / "data")], tmp_path / "t")
+        tokenizer(TokenizerOptions([str(tmp_path / "data")], tmp_path / "t"))

@@ -78,6 +78,31 @@ def test_every_character_is_spelled_and_case_is_kept_or_not(tmp_path: Path) -> N
     assert kept("A DOG")["input_ids"] != kept("a dog")["input_ids"]
 
 
+def test_a_language_model_s_tokenizer_has_tags_and_a_chat_template(tmp_path: Path) -> None:
+    languages = ["de", "en", "ja", "th", "zh"]
+    size = SIZE + len(languages)
+    train_tokenizer(SENTENCES, tmp_path / "t", size, languages=languages)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "t")
+    assert len(loaded) == size
+    tags = loaded.convert_tokens_to_ids([f"<2{language}>" for language in languages])
+    assert [*tags, loaded.mask_token_id] == list(range(size - 6, size))
+    for source, target, place in ((0, 6, 4), (6, 7, 2), (7, 9, 3), (9, 1, 0)):  # to zh, ja, th, de
+        said = SENTENCES[source] + f"<2{languages[place]}>"
+        ids = loaded.apply_chat_template([{"role": "user", "content": said}], return_dict=False)
+        assert ids == [*loaded(SENTENCES[source])["input_ids"][:-1], tags[place]]  # <s> text <2de>
+        turns = [{"role": "user", "content": said}, {"role": "assistant", "content": SENTENCES[target]}]
+        answer = loaded.apply_chat_template(turns, return_dict=False)[len(ids) :]
+        assert answer == loaded(SENTENCES[target])["input_ids"][1:]  # text </s>
+        assert 3 not in answer and loaded.decode(answer, skip_special_tokens=True) == normalizer(False).normalize_str(
+            SENTENCES[target]
+        )
+    assert len(loaded.tokenize("<image>")) > 1  # a mark that the processor sees before the tokenizer does
+    # The default is what it was: no tags, no template.
+    plain = train_tokenizer(SENTENCES, tmp_path / "plain", SIZE)
+    assert plain.chat_template is None
+    assert len(plain.tokenize("<2de>")) > 1
+
+
 def test_the_same_text_gives_the_same_files(tmp_path: Path) -> None:
     for name in ("one", "two"):
         train_tokenizer(balance({"all": SENTENCES}, 0.5), tmp_path / name, SIZE)
