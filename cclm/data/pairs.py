@@ -122,7 +122,8 @@ class ImageCaption(PairDrawer):
 class Translation(PairDrawer):
     """Two languages of the same sentence. With `anchor`, one side always is that language.
 
-    The first language drawn (the anchor) is the context; with probability `swap` the sides change places.
+    The first language drawn (the anchor) is the context; with probability `swap` the sides change places. With
+    probability `copy` both sides are the same text (the anchor's), so that a model that translates learns to repeat, too.
     """
 
     def __init__(
@@ -131,12 +132,15 @@ class Translation(PairDrawer):
         temperature: float = 1.0,
         anchor: str | None = None,
         swap: float = 0.5,
+        copy: float = 0.0,
     ) -> None:
         super().__init__(languages, temperature)
-        if not 0 <= swap <= 1:
-            raise ValueError(f"{type(self).__name__}: swap={swap} is a probability, from 0 to 1")
+        for name, value in (("swap", swap), ("copy", copy)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{type(self).__name__}: {name}={value} is a probability, from 0 to 1")
         self.anchor = anchor
         self.swap = swap
+        self.copy = copy
 
     def _required(self) -> set[str]:
         return {self.anchor} if self.anchor is not None else set()
@@ -152,10 +156,17 @@ class Translation(PairDrawer):
         languages = self._wanted(texts)
         if self.anchor is not None and self.anchor not in texts:
             raise UnwantedError(f"no text in the anchor language {self.anchor}")
-        if len(languages) < (1 if self.anchor is not None else 2):
+        copied = self.copy > 0 and draw.random() < self.copy
+        if copied and self.anchor is not None:
+            languages = [self.anchor]
+        if len(languages) < (1 if self.anchor is not None or copied else 2):
             raise UnwantedError("no two texts in wanted languages")
         if not self._accepts(languages, draw):
             return []
+        if copied:
+            language = self._choose(languages, draw)
+            text = draw.choice(texts[language])
+            return [Pair(record.key, text, text, (language, language))]
         first = self.anchor
         if first is None:
             first = self._choose(languages, draw)

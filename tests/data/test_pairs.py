@@ -50,6 +50,19 @@ def test_anchor_is_always_one_side_and_swap_is_its_share() -> None:
     assert {pair.languages for pair in _draws(Translation(["fr"], anchor="en", swap=0.0), IMAGE)} == {("en", "fr")}
 
 
+def test_copies_are_the_same_text_twice() -> None:
+    pairs = _draws(Translation(copy=0.25), IMAGE, 1000)
+    copies = [pair for pair in pairs if pair.languages[0] == pair.languages[1]]
+    assert 0.2 < len(copies) / 1000 < 0.3
+    assert {pair.languages[0] for pair in copies} == {"en", "fr", "de"}
+    assert all(pair.context == pair.target == IMAGE.parallel[pair.languages[0]] for pair in copies)
+    alone = _draws(Translation(["en"], copy=1.0), IMAGE, 10)  # as for a model that knows English only
+    assert {(pair.languages, pair.target) for pair in alone} == {(("en", "en"), "s")}
+    anchored = _draws(Translation(["fr"], anchor="de", copy=0.5), IMAGE)
+    assert {pair.languages for pair in anchored} == {("de", "fr"), ("fr", "de"), ("de", "de")}
+    assert _draws(Translation(copy=0.0), IMAGE) == _draws(Translation(), IMAGE)
+
+
 def test_caption_caption_pairs_two_captions_of_one_image() -> None:
     assert {pair.languages for pair in _draws(CaptionCaption(), IMAGE)} == {("en", "de"), ("de", "en")}
     with pytest.raises(UnwantedError, match="no two texts"):
@@ -100,9 +113,9 @@ def test_temperature_within_a_record_prefers_the_rare_language() -> None:
     assert drawn["de"] > 10 * drawn["en"] > 0
 
 
-@pytest.mark.parametrize("arguments", [{"temperature": 0}, {"temperature": -1.0}, {"swap": 1.5}])
+@pytest.mark.parametrize("arguments", [{"temperature": 0}, {"temperature": -1.0}, {"swap": 1.5}, {"copy": -0.1}])
 def test_wrong_arguments(arguments: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"Translation: (temperature|swap)="):
+    with pytest.raises(ValueError, match=r"Translation: (temperature|swap|copy)="):
         Translation(**arguments)
 
 
