@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cclm.evaluation.protocol import ClassificationProtocol, Protocol, RetrievalProtocol
+from cclm.evaluation.protocol import CaptioningProtocol, ClassificationProtocol, Protocol, RetrievalProtocol
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,16 @@ class Picture:
     label: str
 
 
-Item: TypeAlias = Question | Caption | Sentence | Picture
+@dataclass(frozen=True)
+class Described:
+    """An image to be described, and what people wrote of it in the language."""
+
+    id: str
+    image: str
+    references: tuple[str, ...]  # one at least
+
+
+Item: TypeAlias = Question | Caption | Sentence | Picture | Described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,3 +155,18 @@ class Pictures(TestSet):
 
     def images(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(picture.image for picture in self.pictures))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descriptions(TestSet):
+    """Images to be described in the set's language."""
+
+    protocol: CaptioningProtocol
+    described: tuple[Described, ...]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(item.id for item in self.described)
+
+    def images(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(item.image for item in self.described))

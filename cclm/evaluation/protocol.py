@@ -44,6 +44,13 @@ class RetrievalProtocol(Protocol):
     folds: int = 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class CaptioningProtocol(Protocol):
+    """`references`: the first so many captions of an image that one is compared with, None for all."""
+
+    references: int | None = None
+
+
 @dataclass(frozen=True)
 class Regime:
     """What the model had learned from before it was tested, and in which language it reads the test."""

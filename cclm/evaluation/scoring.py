@@ -120,7 +120,7 @@ def score_answers(
         }
         for question, hit in zip(asked, right, strict=True)
     ]
-    return Scored(_result(test, scores, notes), items)
+    return Scored(result_of(test, scores, notes), items)
 
 
 def _consistency(asked: Sequence[Question], right: np.ndarray) -> dict[str, Any] | None:
@@ -238,7 +238,7 @@ def _scored(
     if len(sizes) > 1:
         told = f"{min(sizes):,}" if min(sizes) == max(sizes) else f"{min(sizes):,} to {max(sizes):,}"
         notes += (f"mean of {len(sizes)} disjoint galleries of {told} images",)
-    return Scored(_result(test, scores, notes), items)
+    return Scored(result_of(test, scores, notes), items)
 
 
 def direction(way: Way, ranks: Ranks, options: ScoreOptions) -> dict[str, Any]:
@@ -298,7 +298,8 @@ def _items(
     return items
 
 
-def _result(test: TestSet, scores: dict[str, Any], notes: tuple[str, ...]) -> Result:
+def result_of(test: TestSet, scores: dict[str, Any], notes: tuple[str, ...]) -> Result:
+    """The scores beside what the test says of itself."""
     return Result(
         task=test.task,
         language=test.language,
