@@ -123,7 +123,7 @@ class Translation(PairDrawer):
     """Two languages of the same sentence. With `anchor`, one side always is that language.
 
     The first language drawn (the anchor) is the context; with probability `swap` the sides change places. With
-    probability `copy` both sides are the same text (the anchor's), so that a model that translates learns to repeat, too.
+    probability `copy` both sides are the same text (the anchor's), so that who translates also learns to repeat.
     """
 
     def __init__(
