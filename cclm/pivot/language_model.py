@@ -243,7 +243,7 @@ class LanguageModel(nn.Module):
         following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # (B, L): a token is said by the state before it
         answered = following != IGNORED  # (B, L)
         logits = self.plain(
-            inputs_embeds=embeds, use_cache=False, logits_to_keep=answered, **self._places(mask)
+            inputs_embeds=embeds, use_cache=False, logits_to_keep=answered, **self.places(mask)
         ).logits  # (N, V)
         assert logits.dim() == 2, f"{type(self.plain).__name__} does not heed logits_to_keep"
         return logits, following[answered], answered.nonzero()[:, 0]
@@ -257,7 +257,7 @@ class LanguageModel(nn.Module):
         self.check_length(input_ids.shape[1])
         decoder = self.plain.base_model
         embeds = self.embed(input_ids)
-        found = decoder(inputs_embeds=embeds, use_cache=False, output_hidden_states=True, **self._places(mask))
+        found = decoder(inputs_embeds=embeds, use_cache=False, output_hidden_states=True, **self.places(mask))
         return [found.hidden_states[layer] for layer in layers]
 
     def check_layers(self, layers: Sequence[int]) -> None:
@@ -268,7 +268,7 @@ class LanguageModel(nn.Module):
                     f"layer {layer}: this language model has 0 (its embeddings) to {self.depth} (its last)"
                 )
 
-    def _places(self, mask: Tensor) -> dict[str, Tensor]:
+    def places(self, mask: Tensor) -> dict[str, Tensor]:
         """Mask and positions: the first token of a text is its first, on whichever side the padding is."""
         places = {"attention_mask": mask.long()}
         if self._takes_positions:
