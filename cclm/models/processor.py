@@ -290,18 +290,23 @@ def save_settings(
 
 
 def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
+    """As `read_tokenizer`. Errors: ValueError, too, where it cannot pad."""
+    tokenizer = read_tokenizer(name, **hub)
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"the tokenizer at {name} has no padding token; train one with `cclm data tokenizer`")
+    return tokenizer
+
+
+def read_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
     """That of a folder, or a hub name with its revision, token or cache_dir. Errors: ValueError where there is none."""
     if is_here(name) and not Path(name).is_dir():
         raise ValueError(f"no tokenizer at {name}; train one with `cclm data tokenizer`")
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+            return AutoTokenizer.from_pretrained(name, **hub)
     except Exception as error:  # damaged files raise whatever the reading of them does
         reason = first_line(error)
         raise ValueError(f"no tokenizer at {name} ({reason}); train one with `cclm data tokenizer`") from None
-    if tokenizer.pad_token_id is None:
-        raise ValueError(f"the tokenizer at {name} has no padding token; train one with `cclm data tokenizer`")
-    return tokenizer
 
 
 _BICUBIC = v2.InterpolationMode.BICUBIC
