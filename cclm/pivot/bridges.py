@@ -97,6 +97,10 @@ class BridgeSettings:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"bridge.dropout is {self.dropout}; it is a share, from 0 to below 1")
 
+    def count(self, length: int) -> int:
+        """How many states N a bridge makes of `length` L."""
+        return self.states if issubclass(_KINDS[self.kind], _Queries) else length
+
     def build(self, source: Source, width: int, norm: float | None = None) -> Bridge:
         """A new bridge from `source` to states of `width` D, each of length `norm` (None: the root of D).
 
