@@ -11,15 +11,18 @@ from torch import nn
 @dataclass(frozen=True)
 class Preset:
     """`trains`: groups of patterns of parameter names. Of each group the first that matches something trains, and one
-    must, so that a preset never trains less than it says.
+    must, so that a preset never trains less than it says. `most`: of parameters, None for as many as there are.
     """
 
     trains: tuple[tuple[str, ...], ...]
     meaning: str
+    most: int | None = None
 
     def names(self, model: nn.Module) -> list[str]:
-        """Of the parameters that train. Errors: ValueError, not naming the preset, for a group that matches nothing."""
-        known = [name for name, _ in model.named_parameters()]
+        """Of the parameters that train. Errors: ValueError, not naming the preset, for a group that matches nothing, and
+        for more than `most`.
+        """
+        known = dict(model.named_parameters())
         chosen: set[str] = set()
         for group in self.trains:
             matched = next(filter(None, ([n for n in known if fnmatchcase(n, one)] for one in group)), None)
@@ -27,6 +30,12 @@ class Preset:
                 parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in known)) or "none"
                 raise ValueError(f"trains {' or '.join(group)}, of which this model has nothing (its parts: {parts})")
             chosen.update(matched)
+        count = sum(known[name].numel() for name in chosen)
+        if self.most is not None and count > self.most:
+            raise ValueError(
+                f"is for at most {self.most / 1e6:.0f} million parameters and here {count / 1e6:.1f} would train; make "
+                "the bridge smaller (bridge.width, depth)"
+            )
         return [name for name in known if name in chosen]
 
 
@@ -39,6 +48,12 @@ PRESETS = {
         (("bridge.*",), ("language_model.*.lora_*", "language_model.*")),
         "the bridge and the language model's LoRA, or all of it where it has none; the image encoder frozen",
     ),
+    "paint_bridge": Preset((("bridge.*",),), "the bridge alone; text encoder and denoiser frozen", most=20_000_000),
+    "paint_cross_attention": Preset(
+        (("bridge.*",), ("denoiser.*.attn2.*",)),
+        "the bridge, and of the denoiser the attention to texts; the rest frozen",
+    ),
+    "paint_full": Preset((("bridge.*",), ("denoiser.*",)), "bridge and denoiser; the text encoder frozen"),
 }
 
 
