@@ -19,8 +19,9 @@ class Preset:
     most: int | None = None
 
     def names(self, model: nn.Module) -> list[str]:
-        """Of the parameters that train. Errors: ValueError, not naming the preset, for a group that matches nothing, and
-        for more than `most`.
+        """Of the parameters that train.
+
+        Errors: ValueError, not naming the preset, for a group that matches nothing and for more than `most`.
         """
         known = dict(model.named_parameters())
         chosen: set[str] = set()
