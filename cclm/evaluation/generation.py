@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from cclm.storage import whole_file
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from cclm.evaluation.protocol import Met
 
 PRECISIONS = (1, 5, 10)
 HEADLINE = "R-precision@10"
@@ -96,10 +98,29 @@ class GenerationReport:
         described = {"regimes": self.regimes, "protocol": self.protocol}
         return {"languages": self.languages, "real": self.real, **described, **self.provenance}
 
-    def write(self, path: Path | str) -> None:
-        with whole_file(path) as partial:
-            text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """A report written before. Errors: OSError where it is missing, ValueError where it is no such report."""
+        try:
+            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+            own = [stored.pop(name) for name in ("languages", "real", "regimes", "protocol")]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no report of `cclm evaluate generation` ({error!r}); give another") from None
+        return cls(*own, stored)
+
+    def write(self, path: Path | str, sheet: Image.Image) -> None:
+        """Write the JSON file and, beside it, the contact sheet under the same name as PNG."""
+        path = Path(path)
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        with whole_file(path) as partial, whole_file(path.with_suffix(".png")) as picture:  # both or none
             partial.write_text(text, encoding="utf-8")
+            sheet.save(picture, "PNG")
+
+
+def check_judge(judge: System) -> None:
+    """Errors: ValueError for one that embeds no pictures and texts; to be called before anything is painted."""
+    if judge.dual is None:
+        raise ValueError(f"judge {judge.name} embeds no pictures and texts; give a dual encoder, or a model of ours")
 
 
 def judge_pictures(
@@ -108,13 +129,14 @@ def judge_pictures(
     judge: System,
     features: FeatureNetwork,
     options: JudgeOptions,
+    met: Met | None = None,
 ) -> GenerationReport:
-    """The report on the pictures of every row of `prompts`, N each and of one size.
+    """The report on the pictures of every row of `prompts`, N each and of one size. `met`: what the painter learned
+    from, as its folder tells; None leaves the regimes unsaid.
 
     The data's pictures are reduced or enlarged to that size first. Errors: ValueError for a judge without embeddings.
     """
-    if judge.dual is None:
-        raise ValueError(f"judge {judge.name} embeds no pictures and texts; give a dual encoder, or a model of ours")
+    check_judge(judge)
     parts = options.parts(len(prompts))
     size = next(iter(painted.values()))[0].size
     real = [picture.resize(size, Image.Resampling.BICUBIC) for picture in prompts.pictures]
@@ -143,7 +165,8 @@ def judge_pictures(
         "reranked": False,
         "skipped": prompts.skipped,
     }
-    return GenerationReport(found, _summary(_text_values(seen["real"], read, parts), options), {}, protocol)
+    regimes = {language: met.regime(language).name for language in found} if met else {}
+    return GenerationReport(found, _summary(_text_values(seen["real"], read, parts), options), regimes, protocol)
 
 
 def _embedded(judge: System, pictures: Images) -> Tensor:

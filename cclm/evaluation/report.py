@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -90,8 +91,8 @@ class Report:
             chart(self, picture, baseline)
 
 
-def check_output(path: Path | str) -> Path:
-    """The path of a report to be written: to be called before the work.
+def check_output(path: Path | str, read: Callable[[Path], object] = Report.read) -> Path:
+    """The path of a report to be written: to be called before the work. `read`: of a report of its kind.
 
     Errors: ValueError for what is not .json or holds anything but a report, OSError where nothing can be written.
     """
@@ -99,7 +100,7 @@ def check_output(path: Path | str) -> Path:
     if path.suffix != ".json" or path.is_dir():
         raise ValueError(f"report path {path} must be a file ending in .json; the chart goes beside it as .png")
     if path.exists():
-        Report.read(path)
+        read(path)
     elif path.with_suffix(".png").exists():
         raise ValueError(f"{path.with_suffix('.png')} stands where the chart would go and is none; choose another name")
     try:

@@ -232,7 +232,12 @@ def test_painters_that_give_too_little_or_unequal_pictures_are_refused() -> None
 def test_the_report_is_json_and_a_table_of_80_columns(tmp_path: Path) -> None:
     found = report(Painted("en", "de"))
     found.regimes.update({"en": "trained", "de": "zero-shot", "tr": "quasi-zero-shot"})
-    found.write(tmp_path / "report.json")
+    found.write(tmp_path / "report.json", Image.new("RGB", (3, 2)))
+    assert Image.open(tmp_path / "report.png").size == (3, 2)
+    assert GenerationReport.read(tmp_path / "report.json") == found
+    (tmp_path / "other.json").write_text('{"languages": {}}')
+    with pytest.raises(ValueError, match="is no report of `cclm evaluate generation`"):
+        GenerationReport.read(tmp_path / "other.json")
     stored = json.loads((tmp_path / "report.json").read_text())
     assert stored["languages"]["de"]["R-precision@10"] == 100.0 and stored["protocol"]["prompts"] == COUNT
     assert stored["protocol"]["reranked"] is False and stored["regimes"]["tr"] == "quasi-zero-shot"
