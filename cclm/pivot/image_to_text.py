@@ -34,7 +34,7 @@ from cclm.pivot.language_model import LanguageModel, LanguageModelSettings
 from cclm.pivot.lora import LoraSettings
 from cclm.pivot.notes import TrainingNotes
 from cclm.pivot.processor import PivotProcessor
-from cclm.types import VISUAL, ImageInput, PromptInput, StatesInput, VisualPromptBatch
+from cclm.types import VISUAL, ImageInput, PromptBatch, PromptInput, StatesInput, VisualPromptBatch
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -135,10 +135,13 @@ class ImageToText(nn.Module):
         words = self.language_model.embed(input_ids)
         return words.masked_scatter(places.unsqueeze(-1), visual.to(words.dtype))
 
-    def forward(self, batch: VisualPromptBatch) -> Tensor:
-        """Mean cross-entropy over the tokens of all answers."""
+    def forward(self, batch: PromptBatch) -> Tensor:
+        """Mean cross-entropy over the tokens of all answers; of prompts without pictures, too."""
         prompts = batch.prompts
-        embeds = self.embeds(batch.images, prompts.input_ids)
+        if isinstance(batch, VisualPromptBatch):
+            embeds = self.embeds(batch.images, prompts.input_ids)
+        else:
+            embeds = self.language_model.embed(prompts.input_ids)
         return self.language_model.loss(embeds, prompts.attention_mask, prompts.labels)
 
     # -- answering ---------------------------------------------------------------------------------------------------

@@ -155,11 +155,11 @@ class System(pl.LightningModule, ABC):
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if mode:
-            for part in self.model.modules():  # a frozen part keeps its statistics and drops nothing
-                own = list(part.parameters())
-                if own and not any(parameter.requires_grad for parameter in own):
-                    part.eval()
+            _rest_frozen(self.model)
         return self
+
+    def on_fit_start(self) -> None:
+        self.train()  # Lightning leaves every part in the mode that it was built in
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["batches_seen"] = self.batches_seen
@@ -194,6 +194,16 @@ class System(pl.LightningModule, ABC):
                     "config's model; resume with the config that wrote it"
                 )
         self.batches_seen = checkpoint["batches_seen"]
+
+
+def _rest_frozen(part: nn.Module) -> None:
+    """Put frozen parts, the largest such, into evaluation: they keep their statistics and drop nothing."""
+    own = list(part.parameters())
+    if own and not any(parameter.requires_grad for parameter in own):
+        part.eval()  # and not its own parts one by one: it may know better
+        return
+    for child in part.children():
+        _rest_frozen(child)
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

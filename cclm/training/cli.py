@@ -48,7 +48,17 @@ class Kind:
 
 def _kinds() -> dict[str, Callable[[], Kind]]:
     """By name, imported when chosen: a training of views needs no diffusion."""
-    return {"cross_view": lambda: Kind(CrossViewSystem, PairDataModule, ProcessorSettings)}
+    return {
+        "cross_view": lambda: Kind(CrossViewSystem, PairDataModule, ProcessorSettings),
+        "image_to_text": _image_to_text,
+    }
+
+
+def _image_to_text() -> Kind:
+    from cclm.pivot.processor import PivotProcessorSettings
+    from cclm.training.image_to_text import ImageToTextData, ImageToTextSystem
+
+    return Kind(ImageToTextSystem, ImageToTextData, PivotProcessorSettings)
 
 
 _KEY = r'Parser key "([\w.]+)"'

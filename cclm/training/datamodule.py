@@ -100,8 +100,8 @@ class StreamDataModule(pl.LightningDataModule):
         folders = [stream.shards for stream in self.streams.values() if isinstance(stream.pairs, kinds)]
         if self.settings.cache is None or not folders:
             return PixelReader(self.processor, train=True, decode_margin=self.settings.decode_margin)
-        if len(folders) > 1 or isinstance(folders[0], dict):
-            raise ValueError("data.loader.cache serves one image stream over one dataset; set it to null for more")
+        if any(folder != folders[0] for folder in folders) or isinstance(folders[0], dict):
+            raise ValueError("data.loader.cache serves image streams over one dataset; set it to null for more")
         return CachedStates(self._cache(folders[0], self.settings.versions), train=True)
 
     def _cache(self, source: str | list[str], versions: int) -> StateCache | None:
