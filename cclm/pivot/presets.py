@@ -77,15 +77,3 @@ def apply_preset(name: str, model: nn.Module) -> list[str]:
             )
         parameter.requires_grad_(trains)
     return names
-
-
-def train_mode(model: nn.Module, mode: bool = True) -> None:
-    """Training mode, but for modules all of whose parameters are frozen: they keep their statistics, and drop nothing.
-
-    A module without parameters, as a dropout is, follows the one it is in.
-    """
-    model.train(mode)
-    if mode:
-        for module in model.modules():
-            if any(True for _ in module.parameters()) and not any(p.requires_grad for p in module.parameters()):
-                module.eval()
