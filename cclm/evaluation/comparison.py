@@ -12,6 +12,7 @@ from cclm.evaluation.result import Result
 from cclm.evaluation.runs import Measured, changed
 from cclm.evaluation.significance import Comparison, compare
 
+OF_ITEMS = {"accuracy": "right", "CIDEr": "CIDEr"}  # score of a test without directions -> what items have of it
 FIELDS = ("task", "language", "protocol", "split", "regime", "shots")
 
 
@@ -67,12 +68,12 @@ def _pair(first: Measured, second: Measured) -> Iterator[Compared]:
     if others := [what for what in changed(first, second) if what != "model"]:
         raise ValueError(f"{named}: the runs are of other {', '.join(others)}; evaluate both on the same files")
     items = [predictions.read(path) for path in (first.predictions, second.predictions)]
-    answers = "accuracy" in first.result.scores
-    ways = [""] if answers else [
+    metric = next((own for name, own in OF_ITEMS.items() if name in first.result.scores), None)
+    ways = [""] if metric else [
         way for way, scores in first.result.scores.items() if isinstance(scores, dict) and second.result.scores.get(way)
     ]  # fmt: skip
     for way in ways:
-        yield Compared(first.result, second.result, compare(*items, "right" if answers else "R@1", way))
+        yield Compared(first.result, second.result, compare(*items, metric or "R@1", way))
 
 
 def markdown(comparisons: Sequence[Compared]) -> str:
@@ -84,7 +85,9 @@ def markdown(comparisons: Sequence[Compared]) -> str:
     lines, notes = [pipes(head), pipes(("---",) * 5 + ("--:",) * 6)], Notes()
     for one in comparisons:
         found, result = one.found, one.first
-        metric = "accuracy" if found.metric == "right" else f"{found.metric} {found.direction.replace('_', ' ')}"
+        metric = (
+            "accuracy" if found.metric == "right" else f"{found.metric} {found.direction.replace('_', ' ')}".rstrip()
+        )
         regime = f"{result.regime} {result.shots}".rstrip()
         values = (f"{found.first:.2f}", f"{found.second:.2f}", f"{found.difference:+.2f}")
         low, high = found.interval

@@ -1,4 +1,4 @@
-"""What a model of any kind offers to be scored: embeddings, scores of pairs, labels; and what it is.
+"""What a model of any kind offers to be scored: embeddings, scores of pairs, labels, captions; and what it is.
 
 A model of your own is what a function of your file returns, called without arguments: `--model file.py:make`. It has
 all methods of one protocol below or of several, and, if you like, three attributes:
@@ -54,6 +54,7 @@ from torch import Tensor
 
 from cclm.errors import first_line
 from cclm.evaluation.metrics import checked_embeddings
+from cclm.evaluation.protocol import Met
 
 UNIT = 1e-3  # how far the norm of an embedding may be from 1
 Images: TypeAlias = Sequence[Image.Image]  # in RGB
@@ -119,6 +120,18 @@ class Labeller(Protocol):
         ...
 
 
+class Captioner(Protocol):
+    """Says in a language what is in a picture."""
+
+    def check_language(self, language: str) -> None:
+        """Errors: ValueError where it cannot be asked to write this language."""
+        ...
+
+    def describe(self, images: Images, language: str) -> list[str]:
+        """A caption for each image. Called batch after batch."""
+        ...
+
+
 @dataclass(frozen=True)
 class System:
     """A model to be scored, and its parts; None for what it cannot do.
@@ -126,7 +139,8 @@ class System:
     `name` stands in reports, `kind` in errors. `sha256` tells its weights from others; where `known` is not set it does
     not, and no result of an earlier run is taken for this model's. `image_size`: pixels below which
     a jpeg need not be decoded, None for all that it has. `settings`: of how it runs, those that change its numbers;
-    `pair_settings`: likewise of its pair scorer alone. `notes`: what of that every result says in words.
+    `pair_settings`, `label_settings`, `caption_settings`: likewise of one part alone. `notes`: what of that every
+    result says in words. `met`: languages that it met beside pictures in training, None where nobody tells.
     """
 
     name: str
@@ -136,23 +150,27 @@ class System:
     dual: Embedder | None = None
     pairs: PairScorer | None = None
     labels: Labeller | None = None
+    captioner: Captioner | None = None
     image_size: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     pair_settings: dict[str, Any] = field(default_factory=dict)
+    label_settings: dict[str, Any] = field(default_factory=dict)
+    caption_settings: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    met: Met | None = None
     known: bool = True
 
     @classmethod
     def of(cls, model: object, name: str, kind: str, sha256: str) -> Self:
-        """Whatever of the four protocols above an object has the methods of.
+        """Whatever of the protocols above an object has the methods of.
 
         Errors: ValueError for none of them, a part of one, or methods that take other things.
         """
         offered = {protocol for protocol, method in _MARKS.items() if callable(getattr(model, method, None))}
         if not offered:
             raise ValueError(
-                f"{name} gave a {type(model).__name__} without embed_texts, score_pairs or label; write the methods of "
-                "a protocol in cclm/evaluation/embedder.py"
+                f"{name} gave a {type(model).__name__} without embed_texts, score_pairs, label or describe; write the "
+                "methods of a protocol in cclm/evaluation/embedder.py"
             )
         for protocol in _MARKS:  # in their order, not that of a set
             if protocol in offered:
@@ -168,6 +186,7 @@ class System:
             dual=model if Embedder in offered else None,  # type: ignore[arg-type]
             pairs=model if PairScorer in offered else None,  # type: ignore[arg-type]
             labels=model if Labeller in offered else None,  # type: ignore[arg-type]
+            captioner=model if Captioner in offered else None,  # type: ignore[arg-type]
             image_size=size,
         )
 
@@ -177,6 +196,7 @@ _MARKS: dict[type, str] = {  # a model with this method claims to follow the pro
     Embedder: "embed_images",
     PairScorer: "score_pairs",
     Labeller: "label",
+    Captioner: "describe",
 }
 
 
@@ -235,12 +255,12 @@ def pair_scores(system: System, texts: Sequence[str], pairs: Tensor, language: s
     return found
 
 
-def labels_given(system: System, found: object, count: int) -> list[str]:
-    """Errors: ValueError for another number of labels than was asked for, or what is no text."""
-    labels = list(found) if isinstance(found, Sequence) and not isinstance(found, str) else []
-    if len(labels) != count or not all(isinstance(label, str) for label in labels):
-        raise ValueError(f"{system.name}: label gave {type(found).__name__}; give a list of {count:,} texts")
-    return labels
+def texts_given(system: System, found: object, count: int, method: str) -> list[str]:
+    """Labels or captions. Errors: ValueError for another number of them than was asked for, or what is no text."""
+    texts = list(found) if isinstance(found, Sequence) and not isinstance(found, str) else []
+    if len(texts) != count or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{system.name}: {method} gave {type(found).__name__}; give a list of {count:,} texts")
+    return texts
 
 
 def _tensor(system: System, given: object, method: str) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from cclm.data.image_ids import ids_of_key, image_id
 from cclm.data.records import texts_of
 from cclm.errors import SampleError
-from cclm.evaluation.items import Captions, Questions, Sentences, TestSet
+from cclm.evaluation.items import Captions, Descriptions, Questions, Sentences, TestSet
 from cclm.evaluation.pictures import PictureFiles
 from cclm.types import Record
 
@@ -100,13 +100,15 @@ def normalised(text: str) -> str:
 
 
 def texts_in(test: TestSet) -> list[str]:
-    """All texts that a model reads in a test: both sides of sentence pairs, no names of classes."""
+    """All texts that a model reads in a test or is compared with, both sides of sentence pairs; no names of classes."""
     if isinstance(test, Questions):
         return [question.text for question in test.questions]
     if isinstance(test, Captions):
         return [caption.text for caption in test.captions]
     if isinstance(test, Sentences):
         return [text for sentence in test.sentences for text in (sentence.text, sentence.english)]
+    if isinstance(test, Descriptions):
+        return [text for item in test.described for text in item.references]
     return []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from cclm.evaluation.result import Result
 
 SIZES = ("queries", "gallery")  # of a direction: what was ranked
-NO_SCORES = (*SIZES, "sentences", "chance")
+NO_SCORES = (*SIZES, "sentences", "chance", "empty", "fidelity_ceiling")
 CELL = ("system", "task", "language", "protocol", "split", "regime", "shots")
 AVERAGE = "avg"  # in the place of a language
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from cclm.data.raw import Images, open_images
 from cclm.errors import SampleError
-from cclm.evaluation.items import Captions, Pictures, Questions, TestSet
+from cclm.evaluation.items import Captions, Descriptions, Pictures, Questions, TestSet
+from cclm.images import open_image
 
 STAND_IN_SIZE = 96  # pixels
 MISSING = "image missing"
+Test = TypeVar("Test", bound=TestSet)
 
 
 class PictureFiles(Protocol):
@@ -124,7 +126,7 @@ def refuse(task: str, reasons: Mapping[str, str], names: Collection[str], partia
     raise ValueError(f"{task}: {len(reasons):,} of {len(names):,} images cannot be used ({first}); {cure}")
 
 
-def restricted(test: TestSet, reasons: Mapping[str, str]) -> TestSet:
+def restricted(test: Test, reasons: Mapping[str, str]) -> Test:
     """Items whose pictures are all there, with a note of what that left. Errors: ValueError where nothing is left."""
     names = test.images()
     if not (absent := reasons.keys() & set(names)):
@@ -137,9 +139,31 @@ def restricted(test: TestSet, reasons: Mapping[str, str]) -> TestSet:
         kept = replace(test, gallery=gallery, captions=tuple(c for c in test.captions if c.image not in absent))
     elif isinstance(test, Pictures):
         kept = replace(test, pictures=tuple(item for item in test.pictures if item.image not in absent))
+    elif isinstance(test, Descriptions):
+        kept = replace(test, described=tuple(item for item in test.described if item.image not in absent))
     if not len(kept):
         raise ValueError(f"{test.task} in {test.language}: no item is left whose images are all there; fetch them")
     note = f"partial: {len(names) - len(absent):,} of {len(names):,} images"
     if damaged := sum(reasons[name] != MISSING for name in absent):
         note += f", {damaged:,} of the others damaged"
     return replace(kept, notes=(*test.notes, note))
+
+
+def opened(
+    pictures: PictureFiles, names: Sequence[str], size: int | None, damaged: dict[str, str]
+) -> list[Image.Image] | None:
+    """The pictures of these names, or None where one of them is damaged, which is noted."""
+    images = []
+    for name in names:
+        try:
+            images.append(open_image(pictures.read(name), size))
+        except SampleError as error:
+            damaged[name] = error.reason
+    return images if len(images) == len(names) else None
+
+
+def whole(tests: Sequence[Test], damaged: Mapping[str, str], partial: bool) -> list[Test]:
+    """The tests without pictures that turned out to be damaged once they were decoded. Errors: as of `refuse`."""
+    names = list(dict.fromkeys(name for test in tests for name in test.images()))
+    refuse(tests[0].task, damaged, names, partial)
+    return [restricted(test, damaged) for test in tests]

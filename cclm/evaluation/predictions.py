@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cclm.data.raw import read_lines
-from cclm.evaluation.items import Captions, Pictures, Questions, Sentences
+from cclm.evaluation.items import Captions, Descriptions, Pictures, Questions, Sentences
 from cclm.evaluation.labels import LabelError, read_label
 from cclm.evaluation.listed import Listed, ListReader
 from cclm.evaluation.trec import read_run
@@ -27,6 +27,7 @@ SAID = ("prediction", "pred")
 DOUBTFUL = ("answer", "label")  # in other files what is right; where both stand there, the latter is
 BESIDE = ("images", "right")  # of our own items, which are no predictions
 RANKED = ("ranked", "ranking")
+WRITTEN = ("caption", *SAID)
 
 T = TypeVar("T")
 
@@ -81,6 +82,26 @@ def read_answers(path: Path, test: Questions | Pictures) -> Given[dict[str, str]
     if wrong:
         raise ValueError(f"{path}: {len(wrong):,} of {len(rows):,} answers are no labels, first of {wrong[0]}")
     return Given(answers, notes)
+
+
+def read_captions(path: Path, test: Descriptions) -> Given[dict[str, str]]:
+    """Captions by id: of a JSON list of objects (COCO's {image_id, caption} too), one a line, or an object id -> text.
+
+    Errors: ValueError for a file that is none of these, or empty; an id that repeats, or a caption that is no text.
+    """
+    found = _parsed(path)
+    if isinstance(found, dict):
+        rows: list[tuple[str, Any]] = list(found.items())
+    elif isinstance(found, list) and all(isinstance(row, dict) for row in found):
+        written = _column(path, found, _one_of(path, found, WRITTEN))
+        rows = list(zip(_ids(path, found, (*IDS, "image_id")), written, strict=True))
+    else:
+        raise ValueError(f"{path} holds no captions; give a JSON list of {{id, caption}}, or an object id -> caption")
+    _refuse_repeats(path, [name for name, _ in rows])
+    if strange := [(name, value) for name, value in rows if not isinstance(value, str)]:
+        name, value = strange[0]
+        raise ValueError(f"{path}: the caption of {name!r} is {str(value)[:40]!r}, which is no text; give one for each")
+    return Given(dict(rows))
 
 
 def _answer_field(path: Path, rows: Sequence[dict[str, Any]]) -> str:
@@ -231,8 +252,8 @@ def _column(path: Path, rows: Sequence[dict[str, Any]], field: str) -> list[Any]
     return [row[field] for row in rows]
 
 
-def _ids(path: Path, rows: Sequence[dict[str, Any]]) -> list[str]:
-    names = _column(path, rows, _one_of(path, rows, IDS))
+def _ids(path: Path, rows: Sequence[dict[str, Any]], fields: Sequence[str] = IDS) -> list[str]:
+    names = _column(path, rows, _one_of(path, rows, fields))
     for number, value in enumerate(names, 1):
         if not isinstance(value, str | int) or isinstance(value, bool):
             raise ValueError(f"{path}, item {number}: id {str(value)[:40]!r} is neither text nor a whole number")

@@ -111,6 +111,43 @@ class TranslateTrain(Regime):
     name: ClassVar[str] = "translate-train"
 
 
-REGIMES: dict[str, type[Regime]] = {
+@dataclass(frozen=True)
+class QuasiZeroShot(Regime):
+    """Some texts of the language stood beside pictures in training, all of them translations."""
+
+    name: ClassVar[str] = "quasi-zero-shot"
+
+
+@dataclass(frozen=True)
+class Supervised(Regime):
+    """Texts of the language itself stood beside pictures in training."""
+
+    name: ClassVar[str] = "supervised"
+
+
+@dataclass(frozen=True)
+class Unstated(Regime):
+    """Nobody says what the model learned from, as of captions in a file."""
+
+    name: ClassVar[str] = "unstated"
+
+
+@dataclass(frozen=True)
+class Met:
+    """`languages`: those of texts that stood beside pictures in a model's training, as its folder tells; `translated`:
+    those of them of which all such texts were translations.
+    """
+
+    languages: frozenset[str]
+    translated: frozenset[str] = frozenset()
+
+    def regime(self, language: str) -> type[Regime]:
+        """What a test in the language is to the model."""
+        if language not in self.languages:
+            return ZeroShot
+        return QuasiZeroShot if language in self.translated else Supervised
+
+
+REGIMES: dict[str, type[Regime]] = {  # those that are asked for; the others a model's folder tells
     regime.name: regime for regime in (ZeroShot, FewShot, MaxShot, TranslateTest, TranslateTrain)
 }

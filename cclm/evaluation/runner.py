@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from cclm.errors import SampleError
 from cclm.evaluation.cells import RunFolder, key_of, pictures_hash, texts_hash
-from cclm.evaluation.embedder import Asked, System, embeddings, labels_given
-from cclm.evaluation.items import Captions, Pictures, Question, Questions, Sentences, TestSet
+from cclm.evaluation.describing import describe
+from cclm.evaluation.embedder import Asked, System, embeddings, texts_given
+from cclm.evaluation.items import Captions, Descriptions, Pictures, Question, Questions, Sentences, TestSet
 from cclm.evaluation.pairs import Rows, every_pair, two_stages
-from cclm.evaluation.pictures import PictureFiles, lacking, refuse, restricted
-from cclm.evaluation.protocol import TranslateTest
+from cclm.evaluation.pictures import PictureFiles, lacking, opened, refuse, restricted, whole
+from cclm.evaluation.protocol import TranslateTest, ZeroShot
 from cclm.evaluation.result import Result
 from cclm.evaluation.scoring import (
     Scored,
@@ -33,7 +33,6 @@ from cclm.evaluation.scoring import (
     score_embeddings,
     score_sentences,
 )
-from cclm.images import open_image
 from cclm.models.encoding import batches
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class RunOptions:
     partial: bool = False
     templates: tuple[str, ...] = ("{}",)
     image_batch: int = 64
-    regime: str = "zero-shot"
+    regime: str = ZeroShot.name
     shots: str = ""
     translator: str = ""
     notes: tuple[str, ...] = ()
@@ -78,6 +77,11 @@ class RunOptions:
         """The one that its texts are in."""
         return "en" if self.regime == TranslateTest.name else test.language
 
+    def regime_of(self, test: TestSet, system: System) -> str:
+        """Zero-shot is only what the model's folder does not tell otherwise."""
+        asked = self.regime == ZeroShot.name and system.met is not None
+        return system.met.regime(test.language).name if asked else self.regime
+
     def settings(self, test: TestSet) -> dict[str, object]:
         """What of these changes a number of such a test, in the form of JSON."""
         others = {"partial", "image_batch", "training"}
@@ -90,8 +94,14 @@ _ONLY_OF = {"rerank": Captions, "rerank_similarity": Captions, "templates": Pict
 
 def settings_of(system: System, test: TestSet, options: RunOptions) -> dict[str, object]:
     """All settings that a test's number depends on, and no others: what its cell is told by."""
-    pairs = isinstance(test, Captions) and (options.rerank or system.dual is None)
-    return system.settings | (system.pair_settings if pairs else {}) | options.settings(test)
+    own: dict[str, object] = {}
+    if isinstance(test, Captions) and (options.rerank or system.dual is None):
+        own = system.pair_settings
+    elif isinstance(test, Questions):
+        own = system.label_settings
+    elif isinstance(test, Descriptions):
+        own = system.caption_settings
+    return system.settings | own | options.settings(test)
 
 
 def check(system: System, tests: Sequence[TestSet], options: RunOptions) -> None:
@@ -109,6 +119,8 @@ def check(system: System, tests: Sequence[TestSet], options: RunOptions) -> None
             counts = {len(question.images) for question in test.questions}
             for count in counts:
                 system.labels.check_labels(test.labels, count)
+        if isinstance(test, Descriptions):
+            system.captioner.check_language(test.language)
         if isinstance(test, Captions) and options.rerank:
             _check_stages(system, options)
 
@@ -128,6 +140,7 @@ _NEEDS: dict[type, Callable[[System], tuple[str, object]]] = {
     Captions: lambda system: ("does not embed images and texts or score pairs of them", system.dual or system.pairs),
     Pictures: lambda system: ("does not embed images and texts", system.dual),
     Sentences: lambda system: ("does not embed texts", system.texts),
+    Descriptions: lambda system: ("writes no captions", system.captioner),
 }
 
 
@@ -165,7 +178,14 @@ def cached(
     check(system, tests, options)
     tests = present(tests, pictures, options.partial)
     keys = [
-        key_of(system.sha256, test, pictures, options.regime, options.shots, settings_of(system, test, options))
+        key_of(
+            system.sha256,
+            test,
+            pictures,
+            options.regime_of(test, system),
+            options.shots,
+            settings_of(system, test, options),
+        )
         for test in tests
     ]
     found = {key: folder.find(key) if system.known else None for key in keys}
@@ -201,7 +221,7 @@ def _described(result: Result, test: TestSet, system: System, pictures: PictureF
     return replace(
         result,
         system=system.name,
-        regime=options.regime,
+        regime=options.regime_of(test, system),
         shots=options.shots,
         notes=tuple(dict.fromkeys(notes)),
         provenance=result.provenance | provenance,
@@ -223,37 +243,17 @@ def _questions(
     languages = [options.language(test) for test in tests]
     for done, names in enumerate(batches(about, options.image_batch)):
         logger.info("%s: images %d of %d", tests[0].task, done * options.image_batch, len(about))
-        opened = [(own, _opened(system, pictures, own, damaged)) for own in names]
-        whole = [(own, images) for own, images in opened if images is not None]
-        items = [(row, number, question) for row, (own, _) in enumerate(whole) for number, question in about[own]]
+        found = [(own, opened(pictures, own, system.image_size, damaged)) for own in names]
+        there = [(own, images) for own, images in found if images is not None]
+        items = [(row, number, question) for row, (own, _) in enumerate(there) for number, question in about[own]]
         asked = [Asked(row, question.text, languages[number]) for row, number, question in items]
         if asked:
-            found = system.labels.label([images for _, images in whole], asked, tests[0].labels)
-            labels = labels_given(system, found, len(asked))
+            said = system.labels.label([images for _, images in there], asked, tests[0].labels)
+            labels = texts_given(system, said, len(asked), "label")
             for (_, number, question), label in zip(items, labels, strict=True):
                 given[number][question.id] = label
-    for test, answers in zip(_whole(tests, damaged, options), given, strict=True):
+    for test, answers in zip(whole(tests, damaged, options.partial), given, strict=True):
         yield score_answers(test, {name: answers[name] for name in test.ids}, options.scoring)
-
-
-def _opened(
-    system: System, pictures: PictureFiles, names: Sequence[str], damaged: dict[str, str]
-) -> list[Image.Image] | None:
-    """The pictures of these names, or None where one of them is damaged, which is noted."""
-    images = []
-    for name in names:
-        try:
-            images.append(open_image(pictures.read(name), system.image_size))
-        except SampleError as error:
-            damaged[name] = error.reason
-    return images if len(images) == len(names) else None
-
-
-def _whole(tests: Sequence[Test], damaged: dict[str, str], options: RunOptions) -> list[Test]:
-    """The tests without pictures that turned out to be damaged once they were decoded."""
-    names = list(dict.fromkeys(name for test in tests for name in test.images()))
-    refuse(tests[0].task, damaged, names, options.partial)
-    return [restricted(test, damaged) for test in tests]
 
 
 # -- embeddings ----------------------------------------------------------------------------------------------------
@@ -286,12 +286,12 @@ def _seen(
         images: list[Image.Image] = []
         start = seen
         for names in batch:
-            opened = _opened(system, pictures, names[:1], damaged)
-            if opened is None:
+            decoded = opened(pictures, names[:1], system.image_size, damaged)
+            if decoded is None:
                 damaged |= dict.fromkeys(names, damaged[names[0]])
             else:
                 places |= dict.fromkeys(names, start + len(images))
-                images += opened
+                images += decoded
         if images:
             if system.dual is not None:
                 given = system.dual.embed_images(images)
@@ -299,7 +299,7 @@ def _seen(
             if hold:
                 system.pairs.hold_images(images)
             seen += len(images)
-    return _Seen(torch.cat(parts) if parts else torch.empty(0, 0), places), _whole(tests, damaged, options)
+    return _Seen(torch.cat(parts) if parts else torch.empty(0, 0), places), whole(tests, damaged, options.partial)
 
 
 def _read(system: System, texts: Sequence[str], language: str, like: Tensor | None = None) -> Rows:
@@ -367,4 +367,5 @@ _RUNS: dict[type, Callable[..., Iterator[Scored]]] = {
     Captions: _captions,
     Sentences: _sentences,
     Pictures: _pictures,
+    Descriptions: describe,
 }

@@ -17,7 +17,7 @@ from cclm.data.annotations import json_lines, json_rows
 from cclm.data.raw import open_zip, read_lines
 from cclm.data.records import parse_json
 from cclm.errors import SampleError
-from cclm.evaluation.items import Caption, Item, Sentence
+from cclm.evaluation.items import Caption, Described, Item, Sentence
 
 ReadRow: TypeAlias = Callable[[str, dict[str, Any]], Item | Iterable[Item]]  # place in the file, row
 
@@ -149,6 +149,30 @@ class Numbered(Source):
             assert isinstance(caption, Caption)
             yield replace(caption, id=f"{caption.image}#{seen[caption.image]}")
             seen[caption.image] += 1
+
+
+@dataclass(frozen=True)
+class Grouped(Source):
+    """The captions of another source, an image's together, as what a caption of a model is compared with.
+
+    Its id is the image's name without the ending, as files of predictions call it.
+    """
+
+    rows: Source
+
+    @property
+    def languages(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.rows.languages
+
+    def files(self, language: str) -> tuple[str, ...]:
+        return self.rows.files(language)
+
+    def read(self, data: DataFolder, language: str) -> Iterator[Item]:
+        texts: dict[str, list[str]] = {}
+        for caption in self.rows.read(data, language):
+            assert isinstance(caption, Caption)
+            texts.setdefault(caption.image, []).append(caption.text)
+        yield from (Described(image.rpartition(".")[0] or image, image, tuple(own)) for image, own in texts.items())
 
 
 def aligned(data: DataFolder, names: Iterable[str]) -> Iterator[tuple[str, ...]]:

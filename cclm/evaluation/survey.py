@@ -19,12 +19,17 @@ from cclm.evaluation.aggregate import (
 )
 from cclm.evaluation.number import AVERAGE, Number, cell, numbers
 from cclm.evaluation.pictures import StandIns
-from cclm.evaluation.protocol import TranslateTest, TranslateTrain
+from cclm.evaluation.protocol import QuasiZeroShot, Supervised, TranslateTest, TranslateTrain, Unstated
 from cclm.evaluation.published import published
 from cclm.evaluation.result import Result
 from cclm.evaluation.task import Task, find, names
 
-REGIMES = (ZERO_SHOT, TranslateTest.name, TranslateTrain.name, MAX_SHOT)
+SUPERVISED = Supervised.name
+REGIMES = (
+    *(ZERO_SHOT, QuasiZeroShot.name, SUPERVISED, Unstated.name),
+    *(TranslateTest.name, TranslateTrain.name, MAX_SHOT),
+)
+SHOWN = ("accuracy", "consistency", "R@1", "CIDEr", "fidelity")
 ENGLISH = "en"
 
 
@@ -109,12 +114,12 @@ class Survey:
         return [replace(n, captions=captions.get((n.task, n.protocol, n.language, n.direction))) for n in found]
 
     def views(self) -> list[View]:
-        """Accuracy and consistency, recall at 1 each way; mean recall where the literature gives it."""
+        """Accuracy, consistency, recall at 1 each way, CIDEr, fidelity; mean recall where the literature gives it."""
         with_mean = {number.task for number in published(unverified=True, metric="mean_recall")}
         found = dict.fromkeys(
             View(number.task, self.task(number.task), number.direction, number.metric)
             for number in self.own
-            if number.metric in ("accuracy", "consistency", "R@1")
+            if number.metric in SHOWN
             or (number.metric == "mean_recall" and not number.direction and number.task in with_mean)
         )
         return list(found)
@@ -144,7 +149,7 @@ class Survey:
         largest = list(view.task.shots.examples)[-1] if view.task and view.task.shots else None
         there = [
             replace(number, regime=MAX_SHOT) if number.regime == FEW_SHOT and number.shots == largest else number
-            for number in numbers
+            for number in map(_with_others, numbers)
         ]
         return [self._line(view, own) for own in by_series(n for n in there if n.regime != FEW_SHOT)]
 
@@ -208,3 +213,9 @@ class Survey:
                 with suppress(ValueError):  # the table says what is missing
                     found.append(self.score(view, lines))
         return found
+
+
+def _with_others(number: Number) -> Number:
+    """English, in which a model has learned, stands in the row of the languages that it is transferred to, as IGLUE's
+    tables have it; no average counts it."""
+    return replace(number, regime=ZERO_SHOT) if (number.language, number.regime) == (ENGLISH, SUPERVISED) else number

@@ -20,6 +20,8 @@ from cclm.errors import first_line
 from cclm.evaluation.items import (
     Caption,
     Captions,
+    Described,
+    Descriptions,
     Item,
     Picture,
     Pictures,
@@ -29,7 +31,7 @@ from cclm.evaluation.items import (
     Sentences,
     TestSet,
 )
-from cclm.evaluation.protocol import ClassificationProtocol, Protocol, RetrievalProtocol
+from cclm.evaluation.protocol import CaptioningProtocol, ClassificationProtocol, Protocol, RetrievalProtocol
 from cclm.evaluation.sources import DataFolder, Source
 
 TASKS = "cclm.evaluation.tasks"
@@ -316,6 +318,24 @@ class PictureTask(Task[Protocol, Picture]):
             notes=notes,
             pictures=pictures,
             names=names,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptioningTask(Task[CaptioningProtocol, Described]):
+    """Images to be described, and what people wrote of them. Blank references say nothing, and are left out."""
+
+    def under(self, protocol: CaptioningProtocol, data: DataFolder, language: str, split: str) -> Descriptions:
+        items, notes = self.items(data, language, split), []
+        if blank := sum(not text.strip() for item in items for text in item.references):
+            items = [replace(item, references=tuple(filter(str.strip, item.references))) for item in items]
+            notes.append(f"references without text: {blank}, left out")
+        if bare := sum(not item.references for item in items):
+            items = [item for item in items if item.references]
+            notes.append(f"images without a reference: {bare}, left out")
+        described = tuple(replace(item, references=item.references[: protocol.references]) for item in items)
+        return Descriptions(
+            task=self.name, language=language, protocol=protocol, split=split, notes=tuple(notes), described=described
         )
 
 

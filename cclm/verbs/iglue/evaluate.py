@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Group: TypeAlias = tuple[Chosen, list[TestSet]]
 
 SHIPPED = "shipped"
+TOLD = ("accuracy", "consistency", "CIDEr", "BLEU-4", "chrF", "fidelity")
 Some = TypeVar("Some")
 
 
@@ -152,7 +153,7 @@ def line(result: Result) -> str:
         if isinstance(value, dict) and "R@1" in value:
             recalls = " / ".join(f"{value[f'R@{k}']:.2f}" for k in (1, 5, 10))
             told.append(f"{name.replace('_', ' ')} R@1/5/10 {recalls}")
-        elif name in ("accuracy", "consistency"):
+        elif name in TOLD:
             told.append(f"{name} {value:.2f}")
     parts = (result.protocol, result.regime, f"{result.shots} shots" if result.shots else "", f"{result.items:,} items")
     where = f"{result.task} {result.language} ({', '.join(filter(None, parts))})"

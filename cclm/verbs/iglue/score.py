@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from cclm.evaluation.items import Captions, Sentences, TestSet
+    from cclm.evaluation.predictions import Given
     from cclm.evaluation.protocol import Protocol
     from cclm.evaluation.result import Result
     from cclm.evaluation.scoring import Scored
@@ -59,18 +60,25 @@ def run(given: Namespace) -> None:
 
 def _scored(given: Namespace, task: Any, data: Any, test: TestSet) -> tuple[Scored, list[Result]]:
     """What the predictions score; of answers also under the other protocols that they suffice for."""
+    from cclm.evaluation.captioning import score_captions
     from cclm.evaluation.conversion import fitting_protocols, other_protocols
-    from cclm.evaluation.items import Captions, Questions, Sentences
-    from cclm.evaluation.predictions import read_answers, read_rankings
+    from cclm.evaluation.items import Captions, Descriptions, Questions, Sentences
+    from cclm.evaluation.predictions import read_answers, read_captions, read_rankings
     from cclm.evaluation.scoring import ScoreOptions, score_answers, score_rankings
 
     options = ScoreOptions(given.draws, given.seed)
     ranked = isinstance(test, Captions | Sentences)
     if not ranked and (given.trec_run or given.trec_qrels):
         raise ValueError(f"task {test.task} ranks nothing; leave --trec-run and --trec-qrels out")
-    read = read_rankings(given.predictions, test, given.direction) if ranked else read_answers(given.predictions, test)
+    read: Given[Any]
+    if ranked:
+        read, score = read_rankings(given.predictions, test, given.direction), score_rankings
+    elif isinstance(test, Descriptions):
+        read, score = read_captions(given.predictions, test), score_captions
+    else:
+        read, score = read_answers(given.predictions, test), score_answers
     try:
-        scored = (score_rankings if ranked else score_answers)(test, read.predictions, options)
+        scored = score(test, read.predictions, options)
     except ValueError as error:
         if fitting := fitting_protocols(task, data, test, read.predictions):
             raise ValueError(f"{error}; the ids are exactly those of --protocol {' or '.join(fitting)}") from None
