@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cclm.images import opaque
 
 CELL = 144  # pixels of a picture's longer side, at least
-MARGIN, GUTTER = 10, 72  # pixels around cells, and for the languages' codes
+MARGIN = 10  # around cells
 TEXT, CODE, LEADING, LINES = 14, 17, 18, 3  # sizes of prompts and codes, from line to line, lines of a prompt
 INK, PAPER = (29, 36, 48), (255, 255, 255)
 # Families that cover much stand first; then whatever the machine has.
@@ -67,17 +67,20 @@ def contact_sheet(
     for name, row in pictures.items():
         if len(prompts[name]) != len(row):
             raise ValueError(f"contact sheet: {len(row)} pictures, {len(prompts[name])} prompts in row {name!r}")
+    codes = font_for(list(pictures), CODE) or font_for(["?"], CODE)
+    assert codes is not None  # matplotlib's own
+    gutter = 2 * MARGIN + round(max(map(codes.getlength, pictures)))
     columns = min(samples, max(map(len, pictures.values())))
     labels = {name: _labels(prompts[name][:columns]) for name in pictures}
     below = LEADING * max(len(lines) for row in labels.values() for lines in row.lines)
     step_x, step_y = CELL + MARGIN, CELL + below + 2 * MARGIN
-    sheet = Image.new("RGB", (GUTTER + columns * step_x, len(pictures) * step_y + MARGIN), PAPER)
+    sheet = Image.new("RGB", (gutter + columns * step_x, len(pictures) * step_y + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     for number, (name, row) in enumerate(pictures.items()):
         top = MARGIN + number * step_y
-        pen.text((MARGIN, top), name, font=font_for([name], CODE), fill=INK)
+        pen.text((MARGIN, top), name, font=codes, fill=INK)
         for column, picture in enumerate(row[:columns]):
-            left = GUTTER + column * step_x
+            left = gutter + column * step_x
             sheet.paste(_fitted(picture), (left, top))
             for line, text in enumerate(labels[name].lines[column]):
                 pen.text((left, top + CELL + 4 + line * LEADING), text, font=labels[name].font, fill=INK)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from cclm.evaluation.contact_sheet import CELL, GUTTER, LEADING, MARGIN, contact_sheet, font_for, wrapped
+from cclm.evaluation.contact_sheet import CELL, CODE, LEADING, MARGIN, contact_sheet, font_for, wrapped
 
 COLOURS = ("red", "lime", "blue")
 LONG = "a picture of a very long sentence about a small red circle on the left which nobody could ever draw at once"
@@ -16,8 +16,15 @@ def pictures(side: int) -> list[Image.Image]:
     return [Image.new("RGB", (side, side), colour) for colour in COLOURS]
 
 
+def gutter(*names: str) -> int:
+    """Pixels left of the first column."""
+    return 2 * MARGIN + round(max(map(font_for(names, CODE).getlength, names)))
+
+
 def middle(sheet: Image.Image, row: int, column: int, step: int) -> tuple[int, ...]:
-    return sheet.getpixel((GUTTER + column * (CELL + MARGIN) + CELL // 2, MARGIN + row * step + CELL // 2))
+    return sheet.getpixel(
+        (gutter("en", "de", "tr") + column * (CELL + MARGIN) + CELL // 2, MARGIN + row * step + CELL // 2)
+    )
 
 
 def test_a_row_a_language_and_a_column_a_sample() -> None:
@@ -27,7 +34,7 @@ def test_a_row_a_language_and_a_column_a_sample() -> None:
         samples=2,
     )
     step = CELL + LEADING + 2 * MARGIN  # the long prompt stands in a column that is not shown
-    assert sheet.size == (GUTTER + 2 * (CELL + MARGIN), 3 * step + MARGIN)
+    assert sheet.size == (gutter("en", "de", "tr") + 2 * (CELL + MARGIN), 3 * step + MARGIN)
     assert [middle(sheet, row, column, step) for row in range(3) for column in range(2)] == 3 * [
         (255, 0, 0),
         (0, 255, 0),
@@ -35,8 +42,8 @@ def test_a_row_a_language_and_a_column_a_sample() -> None:
     pixels = np.asarray(sheet).astype(int)
     for row in range(3):  # a code beside, a prompt below
         top = MARGIN + row * step
-        assert (pixels[top : top + 24, : GUTTER - MARGIN] < 128).any()
-        assert (pixels[top + CELL + 4 : top + step - MARGIN, GUTTER : GUTTER + CELL] < 128).any()
+        assert (pixels[top : top + 24, MARGIN : 2 * MARGIN] < 128).any()
+        assert (pixels[top + CELL + 4 : top + step - MARGIN, gutter("en") + MARGIN : gutter("en") + CELL] < 128).any()
 
 
 def test_long_prompts_wrap_and_end_in_dots() -> None:
@@ -49,7 +56,7 @@ def test_long_prompts_wrap_and_end_in_dots() -> None:
     assert len(unbroken) > 1 and all(font.getlength(line) <= CELL for line in unbroken)
     assert wrapped("", font, CELL) == [] and wrapped("a star", font, CELL) == ["a star"]
     sheet = contact_sheet({"en": pictures(8)[:1]}, {"en": [LONG]})
-    assert sheet.size == (GUTTER + CELL + MARGIN, CELL + 3 * LEADING + 3 * MARGIN)
+    assert sheet.size == (gutter("en") + CELL + MARGIN, CELL + 3 * LEADING + 3 * MARGIN)
 
 
 def test_what_no_font_can_write_is_left_out_and_its_row_still_named() -> None:
@@ -57,7 +64,7 @@ def test_what_no_font_can_write_is_left_out_and_its_row_still_named() -> None:
     assert font_for(["плюс", "çiğ"]) is not None and font_for([unknown]) is None
     sheet = contact_sheet({"xx": pictures(8)}, {"xx": [unknown, "b", "c"]})
     pixels = np.asarray(sheet)
-    assert (pixels[:, : GUTTER - MARGIN] < 128).any() and (pixels[MARGIN + CELL + 4 :, GUTTER:] == 255).all()
+    assert (pixels[:, MARGIN : 2 * MARGIN] < 128).any() and (pixels[MARGIN + CELL + 4 :, gutter("xx") :] == 255).all()
 
 
 def test_no_pictures_and_missing_prompts_are_refused() -> None:

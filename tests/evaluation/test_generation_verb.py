@@ -12,7 +12,7 @@ from PIL import Image
 
 from cclm.cli import main
 from cclm.data.shards import write_shards
-from cclm.evaluation.contact_sheet import CELL, GUTTER, MARGIN
+from cclm.evaluation.contact_sheet import CELL, MARGIN
 from cclm.models.model import CCLMModel
 from cclm.models.processor import CCLMProcessor, ImageSettings
 from cclm.pivot.bridges import BridgeSettings
@@ -71,7 +71,7 @@ def test_report_sheet_and_table(folders: Path, tmp_path: Path, capsys: pytest.Ca
     assert report["languages"]["fr"]["FID"] > 0 and -1 <= report["languages"]["fr"]["consistency"] <= 1
     assert report["sampling"]["steps"] == 2 and len(report["model_hash"]) == 64
     sheet = Image.open(tmp_path / "report.png")
-    assert sheet.width == GUTTER + 3 * (CELL + MARGIN) and sheet.height > 3 * CELL  # en, fr, data
+    assert 0 < sheet.width - 3 * (CELL + MARGIN) < CELL and sheet.height > 3 * CELL  # en, fr, data
     shown = capsys.readouterr().out
     assert "zero-shot" in shown and "report.png" in shown
     pictures = sorted((tmp_path / "report_pictures" / "fr").iterdir())
