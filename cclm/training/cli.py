@@ -51,6 +51,7 @@ def _kinds() -> dict[str, Callable[[], Kind]]:
     return {
         "cross_view": lambda: Kind(CrossViewSystem, PairDataModule, ProcessorSettings),
         "image_to_text": _image_to_text,
+        "text_to_image": _text_to_image,
     }
 
 
@@ -59,6 +60,12 @@ def _image_to_text() -> Kind:
     from cclm.training.image_to_text import ImageToTextData, ImageToTextSystem
 
     return Kind(ImageToTextSystem, ImageToTextData, PivotProcessorSettings)
+
+
+def _text_to_image() -> Kind:
+    from cclm.training.text_to_image import PaintSettings, TextToImageData, TextToImageSystem
+
+    return Kind(TextToImageSystem, TextToImageData, PaintSettings)
 
 
 _KEY = r'Parser key "([\w.]+)"'

@@ -1,0 +1,117 @@
+"""Trains what has a denoiser paint by the states of a text: pictures under noise, and captions -> how far it is off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cclm.data.readers import ImageReader, PixelReader
+from cclm.models.processor import ImageSettings
+from cclm.pivot.averaging import Average
+from cclm.pivot.presets import apply_preset
+from cclm.pivot.text_to_image import MODEL_TYPE, TextToImageSettings
+from cclm.training.base import System
+from cclm.training.datamodule import StreamDataModule
+from cclm.training.image_to_text import notes
+from cclm.training.optim import OptimizerSettings, freeze
+from cclm.types import PairBatch
+
+LOSS = "denoising"
+
+
+@dataclass(frozen=True)
+class PaintSettings:
+    """`image_size`: pixels a side of what is painted, and of pictures in training, which are squeezed to that: neither
+    cropped nor mirrored, as captions say where things are. `max_tokens` of a caption; the tokenizer is the text
+    encoder's.
+    """
+
+    image_size: int
+    max_tokens: int = 64
+
+    @property
+    def image(self) -> ImageSettings:
+        """Pixels in [-1, 1]."""
+        return ImageSettings(self.image_size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (1.0, 1.0), 0.0)
+
+
+class TextToImageSystem(System):
+    """Trains, of a TextToImage, what `preset` says (cclm/pivot/presets.py); the average over steps is exported."""
+
+    keeps_frozen = False
+    exports = MODEL_TYPE
+
+    def __init__(
+        self,
+        processor: PaintSettings,
+        network: TextToImageSettings,
+        streams: list[str],
+        preset: str = "paint_full",
+        average: float = 0.999,
+        channels_last: bool = False,
+        optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 (frozen)
+        seed: int = 0,
+    ) -> None:
+        """`streams`: names of those in data.streams. `average`: decay of the weights' average, 0 for the last step's.
+        `channels_last`: how the denoiser's weights lie in memory: faster for U-Nets on a CPU in float32.
+        """
+        super().__init__({stream: [LOSS] for stream in streams}, optimizer, seed=seed)
+        torch.manual_seed(seed)
+        self.network, self.preset = network, preset
+        self.processor = network.text_encoder.processor(processor.image, processor.max_tokens)
+        self.model, self.new_names = network.build(self.processor)
+        if channels_last:
+            self.model.denoiser.to(memory_format=torch.channels_last)
+        apply_preset(preset, self.model)
+        freeze(self.model, optimizer.frozen)
+        self.average = Average(self.model, average)
+        self._averaged = 0  # updates that are in it
+        self._before = self.model.notes
+
+    def setup(self, stage: str) -> None:
+        """Errors: ValueError for a stream with a prompt, which is for models that answer."""
+        streams = self.trainer.datamodule.streams
+        for name, stream in streams.items():
+            if stream.prompt is not None:
+                raise ValueError(f"data.streams.{name} has a prompt, but pictures are painted from captions; remove it")
+        self.model.notes = self._before.then(notes(self.preset, streams))
+
+    def stream_losses(self, stream: str, batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        return {LOSS: self.model(batch, generator)}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        if self.global_step > self._averaged:  # not while gradients are gathered
+            self.average.step()
+            self._averaged = self.global_step
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["average"] = self.average.state_dict()
+        checkpoint["averaged"] = self._averaged
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Errors: ValueError as of `System`, and where the checkpoint has no average, or one of other weights."""
+        super().on_load_checkpoint(checkpoint)
+        if "average" not in checkpoint:
+            raise ValueError("the checkpoint has no average of weights; resume with one of text_to_image")
+        self.average.load_state_dict(checkpoint["average"])
+        self._averaged = checkpoint["averaged"]
+
+    def export(self, folder: Path) -> None:
+        """The model, with the average of its weights, and its processor."""
+        with self.average.in_place():
+            self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+class TextToImageData(StreamDataModule):
+    """Streams of pictures and captions; pictures as they are, but for their size."""
+
+    def _image_reader(self) -> ImageReader | None:
+        if self.settings.cache is not None:
+            raise ValueError("data.loader.cache keeps states of an image encoder, of which there is none; remove it")
+        return PixelReader(self.processor, train=False, decode_margin=self.settings.decode_margin)
