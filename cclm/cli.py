@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cclm.errors import printable
-from cclm.verbs import convert, data, embed, evaluate, generation, index, living, search, serve
+from cclm.verbs import convert, data, embed, evaluate, generate, generation, index, living, search, serve
 from cclm.verbs.iglue import check as iglue_check
 from cclm.verbs.iglue import evaluate as iglue_evaluate
 from cclm.verbs.iglue import report as iglue_report
@@ -45,6 +45,7 @@ USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
   iglue run --model M --regime R --tasks T --data D --output O   fine-tune as the regime asks, then evaluate
   iglue score TASK --predictions F --language L --data D   the number of any system's predictions
   convert SOURCE OUT                       a released checkpoint -> a pretrained folder, and back (--to-original)
+  generate MODEL --image F --language de   texts about pictures, or pictures of texts (--prompt ".." --output F)
   embed --model M --source S --output O    embeddings of pictures, and captions, as numpy and parquet files
   index build --model M --source S --output O   embed, choose an index for a budget, measure it
   index add DIR --source S [--new-only]    more pictures, embedded by the index's own model (or --replace)
@@ -208,6 +209,7 @@ VERBS = {
     "iglue run": Verb("Fine-tune as a regime asks, then evaluate; resumes.", iglue_run.options, iglue_run.run),
     "iglue score": Verb("The number of any system's predictions.", iglue_score.options, iglue_score.run),
     "convert": Verb("Released checkpoints to pretrained folders, and back.", convert.options, convert.run),
+    "generate": Verb("Texts about pictures, or pictures of texts, in any language.", generate.options, generate.run),
     "embed": Verb("Embeddings of pictures, and of captions, in clip-retrieval's layout.", embed.options, embed.run),
     "index build": Verb("Embed pictures and index them under a budget.", index.build_options, index.build),
     "index add": Verb("Add pictures to an index, or replace them by key.", living.add_options, living.add),
