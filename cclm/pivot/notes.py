@@ -10,7 +10,7 @@ from typing import Any
 @dataclass(frozen=True)
 class TrainingNotes:
     """Of this training and all before it: their presets, and the `languages` of texts that were beside pictures;
-    `translated`: those in which they were translations, and for which share of the pictures at most.
+    `translated`: those of them in which all were translations, and for which share of the pictures at most.
     """
 
     presets: tuple[str, ...] = ()
@@ -24,9 +24,10 @@ class TrainingNotes:
 
     def then(self, later: TrainingNotes) -> TrainingNotes:
         """After a further training: a language once met stays met."""
+        own = {*self.languages} - {*self.translated} | {*later.languages} - {*later.translated}
         translated = {
             code: max(self.translated.get(code, 0.0), later.translated.get(code, 0.0))
-            for code in sorted({*self.translated, *later.translated})
+            for code in sorted({*self.translated, *later.translated} - own)
         }
         languages = tuple(sorted({*self.languages, *later.languages}))
         return TrainingNotes(self.presets + later.presets, languages, translated)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -89,17 +90,16 @@ class ImageToTextData(StreamDataModule):
 
 def notes(preset: str, streams: Mapping[str, StreamConfig]) -> TrainingNotes:
     """What a training on these streams meets: the languages of texts beside pictures, and which are translations."""
-    languages: set[str] = set()
-    translated: dict[str, float] = {}
+    found = TrainingNotes()
     for stream in streams.values():
         pairs = stream.pairs
         if isinstance(pairs, Translation):  # texts alone
             continue
-        own = set(pairs.languages or _languages(stream))
-        languages |= own
-        if isinstance(pairs, ImageCaption) and pairs.texts == "parallel":
-            translated |= {code: max(pairs.share, translated.get(code, 0.0)) for code in own}
-    return TrainingNotes((preset,), tuple(sorted(languages)), dict(sorted(translated.items())))
+        languages = sorted(pairs.languages or _languages(stream))
+        translated = isinstance(pairs, ImageCaption) and pairs.texts == "parallel"
+        shares = dict.fromkeys(languages, pairs.share) if translated else {}
+        found = found.then(TrainingNotes((), tuple(languages), shares))
+    return replace(found, presets=(preset,))
 
 
 def _languages(stream: StreamConfig) -> set[str]:

@@ -74,4 +74,5 @@ def test_a_language_once_met_stays_met() -> None:
     second = TrainingNotes(("chat_s2",), ("cs", "de"), {"de": 0.05, "cs": 0.05})
     third = first.then(second).then(TrainingNotes(("chat_s2",), ("en", "de"), {"de": 0.01}))
     assert third == TrainingNotes(("chat_s1", "chat_s2", "chat_s2"), ("cs", "de", "en"), {"cs": 0.05, "de": 0.05})
+    assert third.then(TrainingNotes((), ("de",))).translated == {"cs": 0.05}  # not only by translations any longer
     assert TrainingNotes.of({"presets": ["chat_s1"], "languages": ["en"], "translated": {}}) == first
