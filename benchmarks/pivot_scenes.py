@@ -1,0 +1,309 @@
+"""Vision learned in English alone, on drawn scenes: does it hold in German, Turkish and Chinese, in both directions?
+
+OMP_NUM_THREADS=1 python benchmarks/pivot_scenes.py           # hours on one core; goes on where it was stopped
+python benchmarks/pivot_scenes.py --smoke                     # a few steps of everything, nothing written
+
+Trains what is missing below runs/pivot_scenes by `cclm fit`, for each of three seeds: language models that know all
+four languages, with their states aligned across languages and without (stage 0), and one that knows English only, the
+control; on each of them, frozen, image-to-text and text-to-image from pictures with English captions. Tested on scenes
+whose combination of attributes no picture of training had. Writes results/pivot_scenes.json, a chart and a contact
+sheet.
+
+Image to text, of every test picture: `exact`, all four attributes right in a sentence of the language asked for;
+`fidelity`, words of that language. Text to image, judged by benchmarks/scene_reader.py: the mean accuracy of the
+attributes, beside that of the same pictures under other scenes' captions, `mismatched`. No reranking anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import re
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import RESULTS, facts, write
+from PIL import Image
+from pivot_runs import Run, built, fitted, over_seeds, seconds_of
+from scene_reader import SceneReader, load_reader
+
+from cclm.data.shards import read_records
+from cclm.evaluation.contact_sheet import contact_sheet
+from cclm.evaluation.generation_metrics import matched, mismatched
+from cclm.pivot.generation import GenerationOptions
+from cclm.pivot.image_to_text import ImageToText, Prompt
+from cclm.pivot.sampling import SamplingOptions
+from cclm.pivot.text_to_image import TextToImage
+from cclm.storage import whole_file
+from cclm.types import Record
+from data_recipes.scenes import LANGUAGES, SCENES, VALUES, Scene, describe, read_scene, scene_of
+
+RUNS, DATA = Path("runs/pivot_scenes"), "data/scenes"
+LANGUAGE_MODELS = {  # variant -> config
+    "aligned": "configs/pivot/scenes_lm.yaml",
+    "unaligned": "configs/pivot/scenes_lm_unaligned.yaml",
+    "control": "configs/pivot/scenes_lm_control.yaml",
+}
+CONFIGS = {"chat": "configs/pivot/scenes_chat.yaml", "paint": "configs/pivot/scenes_paint.yaml"}
+KEYS = {"chat": "model.network.language_model.pretrained", "paint": "model.network.text_encoder.pretrained"}
+SHOWN = {
+    "chat": ("exact", "image to text: all four attributes right"),
+    "paint": ("attributes", "text to image: attributes right (red: mismatched)"),
+}
+SMOKE = {"trainer.max_steps": 2}
+PER_SCENE, BATCH = 2, 40  # painted pictures of a test scene; answers and pictures at once
+OTHERS = LANGUAGES[1:]
+Scores = dict[str, dict[str, float]]  # language -> metric -> value
+Found = dict[str, dict[str, list[Scores]]]  # part -> variant -> scores by seed
+COLOURS = {"aligned": "#2f6db3", "unaligned": "#e0872b", "control": "#9aa3ae"}
+
+
+# -- image to text ---------------------------------------------------------------------------------------------------
+
+
+def tokens(text: str) -> list[str]:
+    """Words, and of Chinese the characters."""
+    return re.findall(r"[\u4e00-\u9fff]|[^\W\d_\u4e00-\u9fff]+", text.casefold())
+
+
+@cache
+def vocabulary(language: str) -> frozenset[str]:
+    return frozenset(token for scene in SCENES for text in describe(scene, language) for token in tokens(text))
+
+
+def written_in(text: str) -> str | None:
+    """The language that most of a text's words are of; None where it has none, or two languages have as many."""
+    counts = {language: sum(token in vocabulary(language) for token in tokens(text)) for language in LANGUAGES}
+    best = max(counts.values())
+    found = [language for language, count in counts.items() if count == best]
+    return found[0] if best and len(found) == 1 else None
+
+
+def answers(model: ImageToText, records: Sequence[Record], language: str) -> list[str]:
+    found = []
+    for first in range(0, len(records), BATCH):
+        some = [Image.open(io.BytesIO(record.image or b"")) for record in records[first : first + BATCH]]
+        prompts = [Prompt((picture,), language) for picture in some]
+        found += model.answer(prompts, GenerationOptions(max_tokens=32))
+    return found
+
+
+def caption_scores(texts: Sequence[str], scenes: Sequence[Scene], language: str) -> dict[str, float]:
+    read = [read_scene(text, language) for text in texts]
+    pairs = list(zip(read, scenes, strict=True))
+    parts = {
+        name: statistics.mean(
+            found is not None and getattr(found, name) == getattr(scene, name) for found, scene in pairs
+        )
+        for name in VALUES
+    }
+    return {
+        "exact": statistics.mean(found == scene for found, scene in pairs),
+        "fidelity": statistics.mean(written_in(text) == language for text in texts),
+        "grammatical": statistics.mean(found is not None for found in read),
+        **parts,
+    }
+
+
+def measure_captions(folder: Path, records: Sequence[Record]) -> Scores:
+    """Language -> scores, `kept` being the share of English's exact ones."""
+    model = ImageToText.from_pretrained(folder)
+    scenes = [scene_of(record.key) for record in records]
+    found = {language: caption_scores(answers(model, records, language), scenes, language) for language in LANGUAGES}
+    return with_kept(found, {language: own["exact"] for language, own in found.items()})
+
+
+# -- text to image ---------------------------------------------------------------------------------------------------
+
+
+def test_prompts(per_scene: int) -> list[tuple[Scene, int]]:
+    """Every scene that was held out, and which of its sentences is painted."""
+    held_out = [scene for scene in SCENES if scene.held_out]
+    return [(scene, (place + number) % 4) for number in range(per_scene) for place, scene in enumerate(held_out)]
+
+
+def painted(
+    model: TextToImage, prompts: Sequence[tuple[Scene, int]], language: str, options: SamplingOptions, seed: int
+) -> list[Image.Image]:
+    """From the same noise in every language."""
+    texts = [describe(scene, language)[number] for scene, number in prompts]
+    return model.generate(texts, options, torch.Generator().manual_seed(seed))
+
+
+def indices(scene: Scene) -> list[int]:
+    return [VALUES[name].index(value) for name, value in vars(scene).items()]
+
+
+def picture_scores(read: Sequence[Scene], asked: Sequence[Scene]) -> dict[str, float]:
+    """Accuracy of each attribute, of all at once, their mean; and the mean with captions of other scenes."""
+    right = {
+        name: torch.tensor(
+            [[getattr(seen, name) == getattr(wanted, name) for wanted in asked] for seen in read]
+        ).double()
+        for name in VALUES
+    }
+    whole = torch.stack(list(right.values())).mean(0)  # (N, N)
+    return {
+        "attributes": float(matched(whole).mean()),
+        "mismatched": float(mismatched(whole).mean()),
+        "exact": float(matched(torch.stack(list(right.values())).amin(0)).mean()),
+        **{name: float(matched(pairs).mean()) for name, pairs in right.items()},
+    }
+
+
+def measure_pictures(
+    folder: Path, reader: SceneReader, per_scene: int, options: SamplingOptions, seed: int
+) -> tuple[Scores, dict[str, list[Image.Image]]]:
+    """Language -> scores, `kept` being the share of English's height above mismatched captions; and the pictures."""
+    model, prompts = TextToImage.from_pretrained(folder), test_prompts(per_scene)
+    pictures = {language: painted(model, prompts, language, options, seed) for language in LANGUAGES}
+    asked = [scene for scene, _ in prompts]
+    found = {language: picture_scores(reader.read(own), asked) for language, own in pictures.items()}
+    above = {language: own["attributes"] - own["mismatched"] for language, own in found.items()}
+    return with_kept(found, above), pictures
+
+
+def with_kept(found: Scores, heights: Mapping[str, float]) -> Scores:
+    """With what every language keeps of English's height; 0 where that has none."""
+    top = heights["en"]
+    return {name: own | {"kept": heights[name] / top if top > 0 else 0.0} for name, own in found.items()}
+
+
+# -- all of it -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained and measured. `changes`: of every config; `pictures`: a test scene's; `tests`: test records."""
+
+    runs: Path
+    seeds: tuple[int, ...]
+    parts: tuple[str, ...]
+    sampling: SamplingOptions
+    changes: dict[str, Any]
+    pictures: int
+    tests: int | None
+
+    def trainings(self, variant: str, seed: int) -> dict[str, Run]:
+        """The language model, and what is trained on it."""
+        language_model = Run(f"lm_{variant}", LANGUAGE_MODELS[variant], seed, self.changes)
+        place = language_model.folder(self.runs) / "pretrained"
+        found = {"language_model": language_model}
+        for part in self.parts:
+            found[part] = Run(f"{part}_{variant}", CONFIGS[part], seed, {KEYS[part]: place, **self.changes})
+        return found
+
+
+def measure(plan: Plan) -> tuple[Found, dict[str, list[int]], dict[str, Any]]:
+    """The scores; seconds of every training by seed; pictures of the first seed by variant."""
+    records, reader = list(itertools.islice(read_records(f"{DATA}/test"), plan.tests)), load_reader()
+    found: dict[str, dict[str, list[Scores]]] = {
+        part: {variant: [] for variant in LANGUAGE_MODELS} for part in plan.parts
+    }
+    seconds: dict[str, list[int]] = {}
+    shown: dict[str, Any] = {}
+    for seed, variant in itertools.product(plan.seeds, LANGUAGE_MODELS):
+        for part, run in plan.trainings(variant, seed).items():
+            folder = fitted(run, plan.runs)
+            seconds.setdefault(run.name, []).append(seconds_of(run, plan.runs))
+            if part == "chat":
+                found[part][variant].append(measure_captions(folder, records))
+            elif part == "paint":
+                scores, pictures = measure_pictures(folder, reader, plan.pictures, plan.sampling, seed)
+                found[part][variant].append(scores)
+                shown.setdefault(variant, pictures)
+    return found, seconds, shown
+
+
+def summary(by_seed: Sequence[Scores]) -> dict[str, Any]:
+    """Language -> metrics over seeds; `least_kept` by any other language than English."""
+    languages = {language: over_seeds([scores[language] for scores in by_seed]) for language in LANGUAGES}
+    least = [{"kept": min(scores[language]["kept"] for language in OTHERS)} for scores in by_seed]
+    return {**languages, "least_kept": over_seeds(least)["kept"]}
+
+
+def sheet(shown: Mapping[str, Mapping[str, Sequence[Image.Image]]], columns: int = 8) -> Image.Image:
+    """A row a variant and language, of the same scenes and noise, chosen evenly from all."""
+    prompts = test_prompts(1)
+    places = [round(number * (len(prompts) - 1) / (columns - 1)) for number in range(columns)]
+    rows, told = {}, {}
+    for variant, language in itertools.product(shown, LANGUAGES):
+        name = f"{language} {variant}"
+        rows[name] = [shown[variant][language][place] for place in places]
+        told[name] = [describe(scene, language)[number] for scene, number in (prompts[place] for place in places)]
+    return contact_sheet(rows, told, columns)
+
+
+def chart(result: Mapping[str, Any], path: Path) -> None:
+    """Both directions: bars of every language and variant, deviations over seeds, lines for mismatched captions."""
+    from matplotlib.figure import Figure
+
+    parts = [part for part in CONFIGS if part in result]
+    figure = Figure(figsize=(5.2 * len(parts), 3.6), layout="constrained")
+    for axes, part in zip(figure.subplots(1, len(parts), squeeze=False).flat, parts, strict=True):
+        metric, title = SHOWN[part]
+        for place, (variant, found) in enumerate(result[part].items()):
+            values = [found[language][metric] for language in LANGUAGES]
+            x = [number + 0.27 * (place - 1) for number in range(len(LANGUAGES))]
+            bars = {"yerr": [one["deviation"] or 0 for one in values], "label": variant, "color": COLOURS[variant]}
+            axes.bar(x, [one["mean"] for one in values], 0.25, capsize=2, zorder=2, **bars)
+            if part == "paint":
+                floor = [found[language]["mismatched"]["mean"] for language in LANGUAGES]
+                axes.hlines(floor, [left - 0.125 for left in x], [left + 0.125 for left in x], "#c0392b", zorder=3)
+        axes.set_xticks(range(len(LANGUAGES)), LANGUAGES)
+        axes.set_ylim(0, 1)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.grid(axis="y", color="#e3e6ea", zorder=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center", fontsize=9)
+    figure.savefig(path, dpi=150, format="png")
+
+
+def planned() -> tuple[Plan, bool]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--parts", default="chat,paint", help="chat, paint or both")
+    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
+    given = parser.parse_args()
+    seeds, parts = tuple(map(int, given.seeds.split(","))), tuple(given.parts.split(","))
+    if given.smoke:
+        folder = Path(tempfile.mkdtemp(prefix="pivot_scenes_"))
+        return Plan(folder, seeds[:1], parts, SamplingOptions(steps=2), dict(SMOKE), 1, 8), True
+    return Plan(RUNS, seeds, parts, SamplingOptions(), {}, PER_SCENE, None), False
+
+
+def main() -> None:
+    plan, smoke = planned()
+    torch.set_num_threads(1)
+    built(DATA, "data", "build", "scenes", "--source", ".", "--output", DATA)
+    found, seconds, shown = measure(plan)
+    result = {
+        "question": "vision learned in English only: scenes described and painted in three other languages "
+        "(bars: chat exact >= .75 x en, paint keeps >= .85 of en above mismatched captions, control about 0)",
+        "seeds": list(plan.seeds),
+        **{part: {variant: summary(scores) for variant, scores in found[part].items()} for part in plan.parts},
+        "seconds": seconds,
+        **facts(torch=torch.__version__),
+    }
+    place = plan.runs if smoke else RESULTS
+    with whole_file(place / "pivot_scenes.png") as partial:
+        chart(result, partial)
+    if shown:
+        with whole_file(place / "pivot_scenes_sheet.png") as partial:
+            sheet(shown).save(partial, "PNG")
+    if smoke:
+        print(json.dumps(result, indent=1))
+    else:
+        write("pivot_scenes", result)
+
+
+if __name__ == "__main__":
+    main()
