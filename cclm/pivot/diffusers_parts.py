@@ -71,8 +71,14 @@ def read_part(folder: str, part: str, kind: str, dtype: torch.dtype = torch.floa
 
 
 def new_scheduler(config: dict[str, Any], kind: str, **changes: Any) -> SchedulerMixin:
-    """A scheduler of class `kind` that knows what `config` says of the noise; what else it says is left out."""
+    """A scheduler of class `kind` that knows what `config` says of the noise; what else it says is left out.
+
+    Errors: ValueError for what that class does not know.
+    """
     import diffusers
 
-    with quiet():
-        return getattr(diffusers, kind).from_config(config, **changes)
+    try:
+        with quiet():
+            return getattr(diffusers, kind).from_config(config, **changes)
+    except (NotImplementedError, ValueError, TypeError, ImportError) as error:
+        raise ValueError(f"noise.scheduler makes no {kind} ({first_line(error)}); change it, or the sampler") from None

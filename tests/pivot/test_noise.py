@@ -87,6 +87,7 @@ def test_all_chance_comes_from_the_generator() -> None:
     [
         ({"scheduler": {"prediction_typ": "sample"}}, "did you mean 'prediction_type'"),
         ({"scheduler": {"prediction_type": "noise"}}, "prediction_type is 'noise'; known: epsilon"),
+        ({"scheduler": {"beta_schedule": "steep"}}, "noise.scheduler makes no DDPMScheduler"),
         ({"min_snr": 0.0}, "give a number above 0"),
         ({"density": "normal"}, "choose one of uniform, logit_normal"),
     ],

@@ -82,7 +82,7 @@ def test_two_texts_in_one_batch_keep_their_masks() -> None:
         ("flow_prediction", "ddim", "cannot sample a model that predicts flow_prediction; choose flow_euler"),
         ("epsilon", "dimm", "scheduler='dimm'; choose one of ddim, ddpm"),
         ("epsilon", "UNet2DConditionModel", "choose one of ddim, ddpm"),
-        ("sample", "euler", "not implemented yet: sample; choose ddim or dpmsolver"),
+        ("sample", "EulerAncestralDiscreteScheduler", "not implemented yet: sample; choose ddim or dpmsolver"),
     ],
 )
 def test_schedulers_that_do_not_fit_are_told_in_one_line(prediction: str, scheduler: str, told: str) -> None:
