@@ -179,6 +179,7 @@ class TextToImage(nn.Module):
         """
         return [picture for cells in self.paint(texts, options, generator) for picture in _pictures(cells)]
 
+    @torch.no_grad()
     def paint(self, texts: Sequence[str], options: SamplingOptions, generator: torch.Generator) -> list[Tensor]:
         """The same as pixels (P, 3, H, W) about in [-1, 1], batch by batch."""
         scheduler, negative = sampler(self.noise, options.scheduler), self.states([options.negative])

@@ -1,0 +1,246 @@
+"""A model that paints: what its noise, guidance, masks and dropped captions do; folders of SD's kind, and its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from cclm.models.processor import ImageSettings
+from cclm.pivot.bridges import BridgeSettings
+from cclm.pivot.denoisers import DenoiserSettings
+from cclm.pivot.presets import apply_preset
+from cclm.pivot.sampling import SamplingOptions
+from cclm.pivot.spaces import SpaceSettings
+from cclm.pivot.text_encoders import TextEncoderSettings
+from cclm.pivot.text_to_image import TextToImage, TextToImageSettings
+from cclm.types import ImageInput, PairBatch, TextInput
+from tests.pivot.tiny_diffusion import UNET, stable_diffusion
+
+TEXTS = ["a red ball and a dog", "un chat", "ball"]
+Paint = Callable[..., TextToImage]
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stable_diffusion(tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture
+def paint(language_models: Callable[..., Path]) -> Paint:
+    """Of pixels and a new U-Net, but for what `changes` say."""
+
+    def made(lm: Path | None = None, **changes: object) -> TextToImage:
+        parts: dict[str, object] = {
+            "text_encoder": TextEncoderSettings(str(lm or language_models("llama")), layer=1),
+            "denoiser": DenoiserSettings(config=UNET),
+            "bridge": BridgeSettings("resampler", states=5, depth=1, heads=2),
+        }
+        if "pretrained" not in str(changes.get("denoiser")):
+            parts["space"] = SpaceSettings(patch=2)
+        settings = TextToImageSettings(**(parts | changes))
+        torch.manual_seed(1)
+        image = ImageSettings(16, (0.5,) * 3, (0.5,) * 3)
+        return settings.build(settings.text_encoder.processor(image, 24)).model.eval()
+
+    return made
+
+
+def generated(model: TextToImage, texts: Sequence[str] = TEXTS, seed: int = 0, **options: object) -> np.ndarray:
+    chosen = SamplingOptions(**({"steps": 3} | options))
+    pictures = model.generate(texts, chosen, torch.Generator().manual_seed(seed))
+    assert all(isinstance(each, Image.Image) for each in pictures) and len(pictures) == len(texts)
+    return np.stack([np.asarray(picture) for picture in pictures]).astype(int)
+
+
+def batch(model: TextToImage, texts: Sequence[str], seed: int = 0) -> PairBatch:
+    pixels = torch.rand(len(texts), 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return PairBatch("pictures", ImageInput(pixels), model.processor.texts(list(texts)))
+
+
+def loss(model: TextToImage, texts: Sequence[str], seed: int = 0) -> float:
+    return model(batch(model, texts), torch.Generator().manual_seed(seed)).item()
+
+
+# -- painting --------------------------------------------------------------------------------------------------------
+
+
+def test_equal_seeds_give_equal_noise_whatever_the_text(paint: Paint) -> None:
+    model = paint()
+    with torch.no_grad():
+        model.bridge.output.weight.zero_()  # all texts say the same
+    first = generated(model)
+    assert np.abs(first - generated(model, ["noir", "chat", "un chat"])).max() <= 1
+    assert np.abs(first[:1] - generated(model, ["un chat"])).max() <= 1  # however many follow
+    assert np.abs(first - generated(model, batch=2)).max() <= 1
+    assert np.abs(first[0] - first[1]).max() > 10 and np.abs(first - generated(model, seed=1)).max() > 10
+
+
+def test_texts_guidance_and_negative_texts_change_the_picture(paint: Paint) -> None:
+    model = paint()
+    plain = generated(model, guidance=4.0)
+    assert plain.shape == (3, 16, 16, 3)
+    assert np.abs(plain - generated(model, TEXTS[::-1], guidance=4.0)).max() > 1
+    assert np.abs(plain - generated(model, guidance=1.0)).max() > 1
+    assert np.abs(plain - generated(model, guidance=4.0, negative="dog")).max() > 1
+    assert np.abs(generated(model, guidance=1.0) - generated(model, guidance=1.0, negative="dog")).max() == 0
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "resampler"])
+def test_what_is_masked_of_a_text_changes_nothing(paint: Paint, kind: str) -> None:
+    model = paint(bridge=BridgeSettings(kind, states=5, depth=1, heads=2))
+    text = model.processor.texts(TEXTS)
+    ids = torch.nn.functional.pad(text.input_ids, (0, 4), value=7)
+    ids = ids.masked_fill(~torch.nn.functional.pad(text.attention_mask, (0, 4)), 9)
+    longer = TextInput(ids, torch.nn.functional.pad(text.attention_mask, (0, 4)))
+    noisy, times = torch.randn(3, 12, 8, 8), torch.tensor([1, 500, 999])
+    told = [model.denoiser(noisy, times, *(read.states, read.mask)) for read in map(model.read, (text, longer))]
+    torch.testing.assert_close(told[0], told[1], atol=1e-5, rtol=1e-4)
+    loose = model.read(longer)
+    other = model.denoiser(noisy, times, loose.states, torch.ones_like(loose.mask))
+    assert kind == "resampler" or (other - told[1]).abs().max() > 1e-4
+
+
+def test_a_prompt_that_is_too_long_is_told(paint: Paint) -> None:
+    with pytest.raises(ValueError, match=r"the prompt 'ball ball .* has \d+ tokens, the model reads 24; shorten it"):
+        generated(paint(), ["ball " * 30])
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+def test_captions_are_dropped_for_a_share_of_the_pictures(paint: Paint) -> None:
+    all_dropped, none = paint(caption_dropout=0.9999), paint(caption_dropout=0.0)
+    none.load_state_dict(all_dropped.state_dict())
+    assert loss(all_dropped, TEXTS) == loss(all_dropped, TEXTS[::-1])
+    assert loss(none, TEXTS) != loss(none, TEXTS[::-1])
+    assert loss(all_dropped, TEXTS) == pytest.approx(loss(none, ["", "", ""]), rel=1e-5)
+    half = paint(caption_dropout=0.5)
+    text = half.processor.texts(["ball"] * 200)
+    seen = half._with_some_hidden(text, torch.Generator().manual_seed(0))
+    (empty,) = half.processor.tokens([""])
+    hidden = [row[kept].tolist() == empty for row, kept in zip(seen.input_ids, seen.attention_mask, strict=True)]
+    kept = [
+        row[kept].tolist() == text.input_ids[0].tolist()
+        for row, kept in zip(seen.input_ids, seen.attention_mask, strict=True)
+    ]
+    assert 70 < sum(hidden) < 130 and all(a != b for a, b in zip(hidden, kept, strict=True))
+
+
+def test_the_loss_is_the_denoisers_error_and_all_chance_the_generators(paint: Paint) -> None:
+    model = paint(caption_dropout=0.0)
+    given, generator = batch(model, TEXTS), torch.Generator().manual_seed(3)
+    clean = model.space.encode(given.context.pixel_values, generator)
+    noised, texts = model.noise.draw(clean, generator), model.read(given.target)
+    told = model.denoiser(noised.cells, noised.timesteps, texts.states, texts.mask)
+    assert loss(model, TEXTS, seed=3) == pytest.approx(torch.nn.functional.mse_loss(told, noised.target).item())
+    assert loss(model, TEXTS, seed=3) == loss(model, TEXTS, seed=3) != loss(model, TEXTS, seed=4)
+
+
+def test_tokenizers_that_put_nothing_around_a_text_leave_one_token_of_the_empty_one(
+    paint: Paint, language_models: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lm"
+    shutil.copytree(language_models("qwen3"), folder)
+    told = json.loads((folder / "tokenizer.json").read_text())
+    told["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(told))
+    model = paint(folder, caption_dropout=0.9)
+    assert model.processor.tokens([""]) == [[]]
+    assert model.states([""]).states.isfinite().all() and np.isfinite(loss(model, ["", "ball"]))
+    assert generated(model, ["", "ball"]).shape == (2, 16, 16, 3)
+
+
+# -- folders ---------------------------------------------------------------------------------------------------------
+
+
+def saved(model: TextToImage, folder: Path) -> Path:
+    folder.mkdir()
+    model.save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+    return folder
+
+
+def weights(folder: Path) -> set[str]:
+    with safe_open(folder / "model.safetensors", "pt") as stored:
+        return set(stored.keys())
+
+
+def test_a_folder_holds_what_trained_and_paints_the_same(paint: Paint, tmp_path: Path) -> None:
+    model = paint()
+    apply_preset("paint_full", model)
+    folder = saved(model, tmp_path / "model")
+    assert {name.split(".")[0] for name in weights(folder)} == {"bridge", "denoiser"}
+    told = json.loads((folder / "config.json").read_text())
+    assert told["model_type"] == "cclm_text_to_image" and told["text_encoder"]["pretrained"].startswith("..")
+    again = TextToImage.from_pretrained(folder)
+    assert (generated(again) == generated(model)).all()
+    assert not again.training and again.processor.image_size == 16
+
+
+def test_stable_diffusions_folder_is_where_training_starts(paint: Paint, sd: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    model = paint(denoiser=DenoiserSettings(str(sd)))
+    unet = UNet2DConditionModel.from_pretrained(sd / "unet").state_dict()
+    vae = AutoencoderKL.from_pretrained(sd / "vae").state_dict()
+    assert all(torch.equal(value, unet[name]) for name, value in model.denoiser.model.state_dict().items())
+    assert all(torch.equal(value, vae[name]) for name, value in model.space.vae.state_dict().items())
+    assert model.noise.scheduler.config.beta_end == 0.012 and model.noise.prediction == "epsilon"
+    kept = {}
+    for preset in ("paint_bridge", "paint_cross_attention", "paint_full"):
+        apply_preset(preset, model)
+        folder = saved(model, tmp_path / preset)
+        kept[preset] = weights(folder)
+        assert (generated(TextToImage.from_pretrained(folder)) == generated(model)).all()
+    assert {name.split(".")[0] for name in kept["paint_bridge"]} == {"bridge"}
+    cross = {name for name in kept["paint_cross_attention"] if not name.startswith("bridge")}
+    assert cross == {f"denoiser.model.{name}" for name in unet if ".attn2." in name}
+    assert kept["paint_full"] == kept["paint_bridge"] | {f"denoiser.model.{name}" for name in unet}
+
+
+def test_a_large_bridge_is_refused_by_the_small_preset(paint: Paint) -> None:
+    model = paint(bridge=BridgeSettings("resampler", states=4, depth=2, heads=8, width=1024))
+    with pytest.raises(ValueError, match=r"paint_bridge is for at most 20 million parameters and here \d+\.\d would"):
+        apply_preset("paint_bridge", model)
+
+
+def test_a_folder_made_for_another_text_encoder_or_denoiser_is_refused(
+    paint: Paint, sd: Path, language_models: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = paint(denoiser=DenoiserSettings(str(sd)))
+    apply_preset("paint_bridge", model)
+    folder = saved(model, tmp_path / "model")
+    other = language_models("llama", 1)
+    moved = shutil.copytree(language_models("llama"), tmp_path / "moved")
+    assert (generated(TextToImage.from_pretrained(folder, text_encoder=str(moved))) == generated(model)).all()
+    with pytest.raises(ValueError, match="was trained with another text encoder than the one that is given; give that"):
+        TextToImage.from_pretrained(folder, text_encoder=str(other))
+    with pytest.raises(ValueError, match="another text encoder"):
+        paint(
+            text_encoder=TextEncoderSettings(str(language_models("llama")), layer=0),
+            denoiser=DenoiserSettings(str(sd)),
+            pretrained=str(folder),
+        )
+    elsewhere = stable_diffusion(tmp_path / "sd")
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(5)
+    UNet2DConditionModel(sample_size=8, **UNET).save_pretrained(elsewhere / "unet")
+    with pytest.raises(ValueError, match="was trained with another denoiser"):
+        paint(denoiser=DenoiserSettings(str(elsewhere)), pretrained=str(folder))
+    told = json.loads((folder / "config.json").read_text())
+    told["text_encoder"]["pretrained"] = "../gone"
+    (folder / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"no language model at .*gone"):
+        TextToImage.from_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "cclm"}')
+    with pytest.raises(ValueError, match="holds a model of type cclm, not cclm_text_to_image"):
+        TextToImage.from_pretrained(folder)
