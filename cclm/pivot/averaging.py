@@ -12,7 +12,7 @@ from torch import nn
 class Average:
     """diffusers' EMAModel over the parameters of a model that require a gradient.
 
-    `decay`: of the average per step n; it is (1 + n) / (10 + n) as long as that is smaller.
+    `decay`: of the average per step n; it is (1 + n) / (10 + n) as long as that is smaller. 0: the last step's weights.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -20,6 +20,7 @@ class Average:
 
         if not 0 <= decay < 1:
             raise ValueError(f"average is {decay}; give a share from 0 (none) to below 1, as 0.999")
+        self._decay = decay
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._average = EMAModel(self._parameters, decay=decay, foreach=True)
 
@@ -33,6 +34,9 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model has the average for as long as the block lasts."""
+        if not self._decay:  # the average is as good as them, but for rounding
+            yield
+            return
         self._average.store(self._parameters)
         self._average.copy_to(self._parameters)
         try:

@@ -69,7 +69,6 @@ class TextToImageSystem(System):
         apply_preset(preset, self.model)
         freeze(self.model, optimizer.frozen)
         self.average = Average(self.model, average)
-        self._averaged = 0  # updates that are in it
         self._before = self.model.notes
 
     def setup(self, stage: str) -> None:
@@ -83,15 +82,14 @@ class TextToImageSystem(System):
     def stream_losses(self, stream: str, batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
         return {LOSS: self.model(batch, generator)}
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-        if self.global_step > self._averaged:  # not while gradients are gathered
-            self.average.step()
-            self._averaged = self.global_step
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, once for every update; at the end of a batch it would be too late for a checkpoint of then."""
+        super().optimizer_step(*args, **kwargs)
+        self.average.step()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["average"] = self.average.state_dict()
-        checkpoint["averaged"] = self._averaged
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Errors: ValueError as of `System`, and where the checkpoint has no average, or one of other weights."""
@@ -99,7 +97,6 @@ class TextToImageSystem(System):
         if "average" not in checkpoint:
             raise ValueError("the checkpoint has no average of weights; resume with one of text_to_image")
         self.average.load_state_dict(checkpoint["average"])
-        self._averaged = checkpoint["averaged"]
 
     def export(self, folder: Path) -> None:
         """The model, with the average of its weights, and its processor."""
