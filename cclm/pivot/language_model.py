@@ -344,19 +344,20 @@ class LayerEncoder(nn.Module):
         self.language_model, self.layer, self.logit_scale = language_model, layer, logit_scale
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> View:
-        """States of the layer (B, L, D) and their mean over the text's tokens, of unit norm."""
+        """States of the layer and their mean, as `layer_view` has them."""
         (states,) = self.language_model.states(input_ids, attention_mask, [self.layer])
-        return View(states, attention_mask, mean_embedding(states, attention_mask))
+        return layer_view(states, attention_mask)
 
     def scale(self) -> Tensor:
         """The inverse temperature, at most 100 lest a batch that is told apart already makes it grow without end."""
         return self.logit_scale.exp().clamp(max=100.0)
 
 
-def mean_embedding(states: Tensor, mask: Tensor) -> Tensor:
-    """(B, L, D) -> (B, D) float32 of unit norm: the mean over unmasked tokens."""
+def layer_view(states: Tensor, mask: Tensor) -> View:
+    """States (B, L, D) of a layer, and as their embedding (B, D) the mean over the text's tokens, of unit norm."""
     weight = mask.unsqueeze(-1).float()  # (B, L, 1)
-    return F.normalize((states.float() * weight).sum(1) / weight.sum(1).clamp(min=1.0), dim=-1)
+    mean = (states.float() * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+    return View(states, mask, F.normalize(mean, dim=-1))
 
 
 def _until(ids: list[int], ends: set[int]) -> list[int]:

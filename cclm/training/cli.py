@@ -50,9 +50,17 @@ def _kinds() -> dict[str, Callable[[], Kind]]:
     """By name, imported when chosen: a training of views needs no diffusion."""
     return {
         "cross_view": lambda: Kind(CrossViewSystem, PairDataModule, ProcessorSettings),
+        "language_model": _language_model,
         "image_to_text": _image_to_text,
         "text_to_image": _text_to_image,
     }
+
+
+def _language_model() -> Kind:
+    from cclm.pivot.processor import PivotProcessorSettings
+    from cclm.training.language_model import LanguageModelData, LanguageModelSystem
+
+    return Kind(LanguageModelSystem, LanguageModelData, PivotProcessorSettings)
 
 
 def _image_to_text() -> Kind:

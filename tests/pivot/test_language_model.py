@@ -229,7 +229,7 @@ def test_contrastive_trains_the_states_of_a_layer() -> None:
     assert torch.allclose(context.embedding[1], mean / mean.norm(), atol=1e-6)
     loss = Contrastive()(EncodedPair(encoder, batch, context, target))
     loss.backward()
-    assert float(loss) > 1  # the partners stand at the wrong places
+    assert loss.item() > 1  # the partners stand at the wrong places
     assert scale.grad is not None
     layers = model.plain.base_model.layers
     assert layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
