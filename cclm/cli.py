@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cclm.errors import printable
-from cclm.verbs import convert, data, embed, evaluate, generate, generation, index, living, search, serve
+from cclm.verbs import alignment, convert, data, embed, evaluate, generate, generation, index, living, search, serve
 from cclm.verbs.iglue import check as iglue_check
 from cclm.verbs.iglue import evaluate as iglue_evaluate
 from cclm.verbs.iglue import report as iglue_report
@@ -36,6 +36,7 @@ USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
   data index DIR --output F | --check F    a folder of downloaded pictures: sizes, checksums, what is damaged
   data leaks SHARDS --task T --data DIR    images and texts of a test that are in training shards
   data tokenizer --data DIRS --output O    train a tokenizer on the texts of shards
+  evaluate alignment --model M --data D    in which layer of a text model translations meet: table, chart
   evaluate generation --model M --judge J --data D --languages en,de   pictures of translated prompts, judged by J
   evaluate retrieval --model M --data D    image-text retrieval per language: report.json, table, chart
   evaluate statements --model M --data D   labels or answers (XVNLI, xGQA, MaRVL ..): the same
@@ -194,6 +195,7 @@ VERBS = {
     "data index": Verb("Pictures of a folder: checksums, sizes, damage.", data.index_options, data.index),
     "data leaks": Verb("What of a benchmark's test is in training shards.", data.leaks_options, data.leaks),
     "data tokenizer": Verb("Train a tokenizer on the texts of shards.", _tokenizer_options, _data_tokenizer),
+    "evaluate alignment": Verb("In which layer translations meet.", alignment.options, alignment.run),
     "evaluate generation": Verb("Pictures of translated prompts, judged.", generation.options, generation.run),
     "evaluate retrieval": Verb(
         "Image-text retrieval per language, both directions.", evaluate.retrieval_options, evaluate.retrieval
