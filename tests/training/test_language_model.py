@@ -43,6 +43,32 @@ ALIGNED = {
 }
 
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "pivot"
+PARAMETERS = {"scenes_lm": (240, 865_408), "photos_lm": (6000, 6_285_568)}  # by the tokenizers that their heads name
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*_lm*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_configs_are_understood(file: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(file), "--print_config"])
+    assert stop.value.code == 0
+    understood = yaml.safe_load(capsys.readouterr().out)
+    root, model = understood["trainer"]["default_root_dir"], understood["model"]
+    assert root == f"runs/{file.stem}"
+    assert understood["trainer"]["callbacks"][0]["init_args"]["folder"] == f"{root}/pretrained"
+    aligned = (model["alignment"] or {"streams": []})["streams"]
+    assert {*model["streams"], *aligned} == set(understood["data"]["streams"])
+    assert f"cclm fit --config configs/pivot/{file.name}" in file.read_text()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_models_from_scratch_have_the_size_they_tell(name: str) -> None:
+    network = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["network"]
+    vocabulary, parameters = PARAMETERS[name]
+    model = LanguageModelSettings(**network).build(vocabulary, 0, 2, 1)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
