@@ -10,11 +10,12 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -181,7 +182,7 @@ class LanguageModel(nn.Module):
     def __init__(self, model: PreTrainedModel, pad: int, stop: Sequence[int]) -> None:
         super().__init__()
         self.model, self.pad, self.stop = model, pad, tuple(stop)
-        self.recomputes = False
+        self._recomputed: list[nn.Module] = []  # layers that keep no activations
         self._takes_positions = "position_ids" in inspect.signature(self.plain.forward).parameters
 
     @property
@@ -242,9 +243,10 @@ class LanguageModel(nn.Module):
         self.check_length(labels.shape[1])
         following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # (B, L): a token is said by the state before it
         answered = following != IGNORED  # (B, L)
-        logits = self.plain(
-            inputs_embeds=embeds, use_cache=False, logits_to_keep=answered, **self.places(mask)
-        ).logits  # (N, V)
+        with self._training_layers():
+            logits = self.plain(
+                inputs_embeds=embeds, use_cache=False, logits_to_keep=answered, **self.places(mask)
+            ).logits  # (N, V)
         assert logits.dim() == 2, f"{type(self.plain).__name__} does not heed logits_to_keep"
         return logits, following[answered], answered.nonzero()[:, 0]
 
@@ -257,7 +259,8 @@ class LanguageModel(nn.Module):
         self.check_length(input_ids.shape[1])
         decoder = self.plain.base_model
         embeds = self.embed(input_ids)
-        found = decoder(inputs_embeds=embeds, use_cache=False, output_hidden_states=True, **self.places(mask))
+        with self._training_layers():
+            found = decoder(inputs_embeds=embeds, use_cache=False, output_hidden_states=True, **self.places(mask))
         return [found.hidden_states[layer] for layer in layers]
 
     def check_layers(self, layers: Sequence[int]) -> None:
@@ -300,15 +303,19 @@ class LanguageModel(nn.Module):
         Holds for a frozen model too, whose gradients flow on to what stands before it.
         """
         self.plain.activation_checkpointing_enable({"use_reentrant": False})
-        self.recomputes = True
-        self.train(self.training)
+        self._recomputed = [part for part in self.modules() if isinstance(part, GradientCheckpointingLayer)]
 
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        for module in self.modules() if self.recomputes else ():
-            if isinstance(module, GradientCheckpointingLayer):  # it looks at its own flag, its dropout at its own
-                module.training = True
-        return self
+    @contextmanager
+    def _training_layers(self) -> Iterator[None]:
+        """A layer recomputes only where its own flag says that it trains; what drops out in it has flags of its own."""
+        before = [layer.training for layer in self._recomputed]
+        for layer in self._recomputed:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer, training in zip(self._recomputed, before, strict=True):
+                layer.training = training
 
     def fingerprint(self) -> str:
         """Tells whether a bridge was made for this model: of its geometry, embeddings and norms.
