@@ -280,6 +280,21 @@ def test_quantising_without_the_package_is_one_line(tmp_path: Path) -> None:
         LanguageModelSettings(str(tmp_path), quantize="4bit").build(VOCABULARY, 0, 2, PAD)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+def test_quantised_weights_pass_gradients_on(tmp_path: Path, quantize: str, lora: LoraSettings | None) -> None:
+    model, (ids, mask, labels) = built("llama"), rows(left=False)
+    model.save_pretrained(tmp_path)
+    small = LanguageModelSettings(str(tmp_path), quantize=quantize, lora=lora).build(VOCABULARY, 0, 2, PAD).eval()
+    embeds = small.embed(ids).detach().requires_grad_()
+    loss = small.loss(embeds, mask, labels)
+    loss.backward()
+    assert loss.item() == pytest.approx(model.loss(model.embed(ids), mask, labels).item(), abs=0.2)
+    assert embeds.grad is not None and embeds.grad.abs().sum() > 0
+    assert small.fingerprint() == model.fingerprint()
+
+
 def test_a_prompt_over_the_context_is_one_line() -> None:
     model = built("llama")
     ids = torch.full((1, 65), 5)
