@@ -22,15 +22,17 @@ if TYPE_CHECKING:
 
 def options(parser: ArgumentParser) -> None:
     from cclm.pivot.generation import GenerationOptions
+    from cclm.verbs import generate_image
 
     parser.add_argument("model", type=Path, help="a folder that `cclm fit` has written of a pivot")
     parser.add_argument("--image", action="append", default=None, help="a picture; again for another")
-    parser.add_argument("--prompt", default=None, help="what is asked; by default as the model was trained")
-    parser.add_argument("--language", default="en", help="of the answer: de, pt, zh ..")
+    parser.add_argument("--prompt", default=None, help="what is asked, by default as in training; or painted")
+    parser.add_argument("--language", default="en", help="of the answer, or of the prompt: de, pt, zh ..")
     parser.add_argument("--device", default="cpu", help="cpu, cuda ..")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts that are read at once")
     parser.add_argument("--language_model", default=None, help="where the language model lies, if it has been moved")
     parser.add_class_arguments(GenerationOptions)
+    generate_image.options(parser)
 
 
 def run(given: Namespace) -> None:
@@ -53,7 +55,9 @@ def run(given: Namespace) -> None:
 def _about_pictures(given: Namespace) -> None:
     from cclm.pivot.generation import GenerationOptions
     from cclm.pivot.image_to_text import ImageToText
+    from cclm.verbs import generate_image
 
+    generate_image.refuse_options(given)
     if given.batch_size < 1:
         raise ValueError(f"batch_size is {given.batch_size}; give 1 or more")
     device = device_named(given.device)
