@@ -290,7 +290,8 @@ def test_quantised_weights_pass_gradients_on(tmp_path: Path, quantize: str, lora
     embeds = small.embed(ids).detach().requires_grad_()
     loss = small.loss(embeds, mask, labels)
     loss.backward()
-    assert loss.item() == pytest.approx(model.loss(model.embed(ids), mask, labels).item(), abs=0.2)
+    far = {"4bit": 1.0, "8bit": 0.1}[quantize]  # weights drawn at random are rounded badly
+    assert loss.item() == pytest.approx(model.loss(model.embed(ids), mask, labels).item(), abs=far)
     assert embeds.grad is not None and embeds.grad.abs().sum() > 0
     assert small.fingerprint() == model.fingerprint()
 
