@@ -29,7 +29,8 @@ DIGITS = 12  # of its hash
 
 def texts_hash(test: TestSet) -> str:
     """SHA-256 in hex of all that a test asks and wants: ids, texts, image names, labels, the protocol."""
-    parts = [f"{f.name}={getattr(test, f.name)!r}" for f in fields(test) if f.name not in ("spared", "notes")]
+    others = ("spared", "notes", "wording")  # the last is told by the settings of those who read it
+    parts = [f"{f.name}={getattr(test, f.name)!r}" for f in fields(test) if f.name not in others]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -120,6 +120,20 @@ class Labeller(Protocol):
         ...
 
 
+class Answerer(Protocol):
+    """Says which of some answers is the likeliest to a prompt about pictures."""
+
+    def check_prompt(self, prompt: str, images: int) -> None:
+        """Errors: ValueError where it cannot be asked so, about so many images."""
+        ...
+
+    def likeliest(
+        self, images: Sequence[Images], asked: Sequence[Asked], prompt: str, answers: Sequence[str]
+    ) -> list[int]:
+        """For each of `asked`, whose text stands in the prompt's place for it, the row of the likeliest answer."""
+        ...
+
+
 class Captioner(Protocol):
     """Says in a language what is in a picture."""
 
@@ -150,6 +164,7 @@ class System:
     dual: Embedder | None = None
     pairs: PairScorer | None = None
     labels: Labeller | None = None
+    answers: Answerer | None = None
     captioner: Captioner | None = None
     image_size: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -169,8 +184,8 @@ class System:
         offered = {protocol for protocol, method in _MARKS.items() if callable(getattr(model, method, None))}
         if not offered:
             raise ValueError(
-                f"{name} gave a {type(model).__name__} without embed_texts, score_pairs, label or describe; write the "
-                "methods of a protocol in cclm/evaluation/embedder.py"
+                f"{name} gave a {type(model).__name__} without embed_texts, score_pairs, label, likeliest or "
+                "describe; write the methods of a protocol in cclm/evaluation/embedder.py"
             )
         for protocol in _MARKS:  # in their order, not that of a set
             if protocol in offered:
@@ -186,6 +201,7 @@ class System:
             dual=model if Embedder in offered else None,  # type: ignore[arg-type]
             pairs=model if PairScorer in offered else None,  # type: ignore[arg-type]
             labels=model if Labeller in offered else None,  # type: ignore[arg-type]
+            answers=model if Answerer in offered else None,  # type: ignore[arg-type]
             captioner=model if Captioner in offered else None,  # type: ignore[arg-type]
             image_size=size,
         )
@@ -196,6 +212,7 @@ _MARKS: dict[type, str] = {  # a model with this method claims to follow the pro
     Embedder: "embed_images",
     PairScorer: "score_pairs",
     Labeller: "label",
+    Answerer: "likeliest",
     Captioner: "describe",
 }
 

@@ -6,7 +6,8 @@ An item's images are names, as the files have them; pictures are found by name w
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from cclm.evaluation.protocol import CaptioningProtocol, ClassificationProtocol, Protocol, RetrievalProtocol
@@ -93,14 +94,28 @@ class TestSet:
         return len(self.ids)
 
 
+@dataclass(frozen=True)
+class Wording:
+    """How a language model is asked. `prompt`: <image> for each picture, {text} for the question. `answers`: label ->
+    what stands for it, in English; the others stand for themselves.
+    """
+
+    prompt: str
+    answers: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Questions(TestSet):
-    """`spared`: ids that a file of predictions may hold beside the questions', as they are of the same test's rest."""
+    """`spared`: ids that a file of predictions may hold beside the questions', as they are of the same test's rest.
+
+    `wording`: for models that answer prompts, which alone read it.
+    """
 
     protocol: ClassificationProtocol
     questions: tuple[Question, ...]
     labels: tuple[str, ...]  # those that a model chooses among
     spared: frozenset[str] = frozenset()
+    wording: Wording | None = None
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -33,6 +33,7 @@ from cclm.evaluation.scoring import (
     score_embeddings,
     score_sentences,
 )
+from cclm.evaluation.verbalising import labeller
 from cclm.models.encoding import batches
 
 logger = logging.getLogger(__name__)
@@ -97,8 +98,8 @@ def settings_of(system: System, test: TestSet, options: RunOptions) -> dict[str,
     own: dict[str, object] = {}
     if isinstance(test, Captions) and (options.rerank or system.dual is None):
         own = system.pair_settings
-    elif isinstance(test, Questions):
-        own = system.label_settings
+    elif isinstance(test, Questions) and system.labels is None:
+        own = system.label_settings | (asdict(test.wording) if test.wording else {})
     elif isinstance(test, Descriptions):
         own = system.caption_settings
     return system.settings | own | options.settings(test)
@@ -107,7 +108,7 @@ def settings_of(system: System, test: TestSet, options: RunOptions) -> dict[str,
 def check(system: System, tests: Sequence[TestSet], options: RunOptions) -> None:
     """Errors: ValueError where the model cannot do what a test asks for; nothing is run."""
     for test in tests:
-        need, there = _NEEDS[type(test)](system)
+        need, there = _NEEDS[type(test)](system, test)
         if there is None:
             raise ValueError(
                 f"{system.name} is a {system.kind}: it {need}, as task {test.task} asks; choose another, or fine-tune "
@@ -118,7 +119,7 @@ def check(system: System, tests: Sequence[TestSet], options: RunOptions) -> None
                 raise ValueError(f"{test.task} in {test.language}: no texts are at hand, so no model can answer them")
             counts = {len(question.images) for question in test.questions}
             for count in counts:
-                system.labels.check_labels(test.labels, count)
+                there.check_labels(test.labels, count)
         if isinstance(test, Descriptions):
             system.captioner.check_language(test.language)
         if isinstance(test, Captions) and options.rerank:
@@ -135,12 +136,15 @@ def _check_stages(system: System, options: RunOptions) -> None:
         raise ValueError(f"{who} without a similarity_scale; give it one, or leave rerank_similarity out")
 
 
-_NEEDS: dict[type, Callable[[System], tuple[str, object]]] = {
-    Questions: lambda system: ("gives no labels to texts about images", system.labels),
-    Captions: lambda system: ("does not embed images and texts or score pairs of them", system.dual or system.pairs),
-    Pictures: lambda system: ("does not embed images and texts", system.dual),
-    Sentences: lambda system: ("does not embed texts", system.texts),
-    Descriptions: lambda system: ("writes no captions", system.captioner),
+_NEEDS: dict[type, Callable[[System, Any], tuple[str, Any]]] = {
+    Questions: lambda system, test: ("gives no labels to texts about images", labeller(system, test)),
+    Captions: lambda system, test: (
+        "does not embed images and texts or score pairs of them",
+        system.dual or system.pairs,
+    ),
+    Pictures: lambda system, test: ("does not embed images and texts", system.dual),
+    Sentences: lambda system, test: ("does not embed texts", system.texts),
+    Descriptions: lambda system, test: ("writes no captions", system.captioner),
 }
 
 
@@ -207,6 +211,8 @@ def cached(
 def _described(result: Result, test: TestSet, system: System, pictures: PictureFiles, options: RunOptions) -> Result:
     drawn = [pictures.note] if pictures.note and test.images() else []
     notes = [*result.notes, *options.notes, *system.notes, *drawn]
+    if isinstance(test, Questions) and system.labels is None and test.wording is not None:
+        notes.append(f"the likeliest answer to: {test.wording.prompt!r}")
     if options.translator:
         notes.append(f"translated to English by {options.translator}")
     provenance = {
@@ -239,6 +245,7 @@ def _questions(
         for question in test.questions:
             about[question.images].append((number, question))
     given: list[dict[str, str]] = [{} for _ in tests]
+    labelling = labeller(system, tests[0])
     damaged: dict[str, str] = {}
     languages = [options.language(test) for test in tests]
     for done, names in enumerate(batches(about, options.image_batch)):
@@ -248,7 +255,7 @@ def _questions(
         items = [(row, number, question) for row, (own, _) in enumerate(there) for number, question in about[own]]
         asked = [Asked(row, question.text, languages[number]) for row, number, question in items]
         if asked:
-            said = system.labels.label([images for _, images in there], asked, tests[0].labels)
+            said = labelling.label([images for _, images in there], asked, tests[0].labels)
             labels = texts_given(system, said, len(asked), "label")
             for (_, number, question), label in zip(items, labels, strict=True):
                 given[number][question.id] = label

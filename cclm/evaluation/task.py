@@ -30,6 +30,7 @@ from cclm.evaluation.items import (
     Sentence,
     Sentences,
     TestSet,
+    Wording,
 )
 from cclm.evaluation.protocol import CaptioningProtocol, ClassificationProtocol, Protocol, RetrievalProtocol
 from cclm.evaluation.sources import DataFolder, Source
@@ -178,13 +179,14 @@ def _declared(
 @dataclass(frozen=True, kw_only=True)
 class ClassificationTask(Task[ClassificationProtocol, Question]):
     """`labels` to choose among, or `label_file`: a JSON list of them. `rest`: a split whose other ids a file of
-    predictions may hold too. `unlisted`: answers of the test that are known to be none of the labels, beside which
-    another one is refused; None where any may be.
+    predictions may hold too. `wording`: how language models are asked. `unlisted`: answers of the test that are known
+    to be none of the labels, beside which another one is refused; None where any may be.
     """
 
     labels: tuple[str, ...] = ()
     label_file: str = ""
     rest: str = ""
+    wording: Wording | None = None
     unlisted: tuple[str, ...] | None = None
 
     def known_labels(self, data: DataFolder) -> tuple[str, ...]:
@@ -220,6 +222,7 @@ class ClassificationTask(Task[ClassificationProtocol, Question]):
             notes=tuple(notes),
             questions=tuple(questions),
             labels=labels,
+            wording=self.wording,
             spared=frozenset(spared - {question.id for question in questions}),
         )
         if found.textless:

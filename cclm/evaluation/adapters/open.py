@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,18 +25,23 @@ logger = logging.getLogger(__name__)
 
 SUPPORTED = (
     "a pretrained folder of cclm, a CLIP, SigLIP, SigLIP 2, MetaCLIP 2, AltCLIP or ChineseCLIP of transformers, a "
-    "model of sentence-transformers (each a folder or a hub name), or file.py:function that makes one of your own"
+    "model of sentence-transformers (each a folder or a hub name), a folder of cclm's image-to-text, or "
+    "file.py:function that makes one of your own"
 )
+VISUAL_LANGUAGE_MODEL = "cclm_image_to_text"  # as its config.json calls it
 _WEIGHTS = (*MODEL_FILES, "*.bin", "*.txt", "*.spm")
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model runs. `match_score`: of the matching head, see RetrievalOptions.rerank_score."""
+    """How a model runs. `match_score`: of the matching head, see RetrievalOptions.rerank_score. `visual`: opens a
+    language model that sees, of a folder and its SHA-256; without, such folders are refused.
+    """
 
     device: torch.device
     encoding: EncodingOptions = field(default_factory=EncodingOptions)
     match_score: MatchScore = "log_odds"
+    visual: Callable[[str, str], System] | None = None
 
     def __post_init__(self) -> None:
         if self.match_score not in get_args(MatchScore):
@@ -44,7 +49,8 @@ class ModelOptions:
 
 
 def kind_of(name: str) -> str:
-    """ "cclm", a model type of transformers that is supported, "sentence-transformers" or "file"; reads no weights.
+    """ "cclm", that of language models that see, a model type of transformers that is supported,
+    "sentence-transformers" or "file"; reads no weights.
 
     Errors: ValueError, one line, for anything else, naming what there is.
     """
@@ -59,8 +65,8 @@ def kind_of(name: str) -> str:
     if config is None and modules is None and not Path(name).expanduser().is_dir():
         raise ValueError(f"no model {name}, here or on the hub; check the name and the network, or give a folder")
     found = model_type(config) if config is not None else None
-    if found == "cclm":  # its folders are models of sentence-transformers too
-        return "cclm"
+    if found in ("cclm", VISUAL_LANGUAGE_MODEL):  # the former's folders are models of sentence-transformers too
+        return str(found)
     if modules is not None:
         return "sentence-transformers"
     if found in FAMILIES:
@@ -83,6 +89,10 @@ def open_system(name: str, options: ModelOptions) -> System:
         from cclm.evaluation.adapters.cross_view import open_cross_view
 
         system = open_cross_view(name, sha256, options.device, encoding, options.match_score)
+    elif kind == VISUAL_LANGUAGE_MODEL:
+        if options.visual is None:
+            raise ValueError(f"{name} is a language model that sees, which embeds nothing; give a dual encoder")
+        system = options.visual(name, sha256)
     elif kind == "sentence-transformers":
         from cclm.evaluation.adapters.sentence_encoder import open_sentence_encoder
 

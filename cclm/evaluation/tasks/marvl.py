@@ -41,6 +41,7 @@ TASK = ClassificationTask(
     about="a sentence about two pictures: true or false",
     languages=("en", *LANGUAGES),
     labels=nlvr2.LABELS,
+    wording=nlvr2.WORDING,
     pictures="MaRVL, as <language>/images/<concept>/<name>; English: NLVR2",
     origin="datasets/marvl and datasets/nlvr2 of e-bug/iglue, or marvl-challenge/marvl-code",
     splits={

@@ -6,7 +6,7 @@ from typing import Any
 
 from cclm.data.annotations import text
 from cclm.errors import SampleError
-from cclm.evaluation.items import Question
+from cclm.evaluation.items import Question, Wording
 from cclm.evaluation.protocol import ClassificationProtocol
 from cclm.evaluation.sources import Rows
 from cclm.evaluation.task import ClassificationTask
@@ -34,11 +34,15 @@ def rows(name: str, *languages: str) -> Rows:
     return Rows(f"nlvr2/annotations/{name}.jsonl", question, languages)
 
 
+WORDING = Wording(
+    "<image><image>\nIs this true of the two pictures: {text} Answer yes or no.", {"True": "yes", "False": "no"}
+)
 TASK = ClassificationTask(
     name="nlvr2",
     about="a sentence about two pictures: true or false",
     languages=("en",),
     labels=LABELS,
+    wording=WORDING,
     pictures="NLVR2",
     origin="datasets/nlvr2 of e-bug/iglue, or nlvr2/data of lil-lab/nlvr as .jsonl",
     splits={

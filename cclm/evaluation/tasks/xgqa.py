@@ -13,7 +13,7 @@ from typing import Any
 
 from cclm.data.annotations import text, unicode_text
 from cclm.errors import SampleError
-from cclm.evaluation.items import Question
+from cclm.evaluation.items import Question, Wording
 from cclm.evaluation.protocol import ClassificationProtocol
 from cclm.evaluation.sources import DataFolder, Rows, Source, bad_row, rows_of
 from cclm.evaluation.task import ClassificationTask, Shots
@@ -112,6 +112,7 @@ TASK = ClassificationTask(
     languages=LANGUAGES,
     label_file="gqa/annotations/trainval_label2ans.json",
     rest="testdev",
+    wording=Wording("<image>\n{text} Answer in one word or two."),
     unlisted=("bottle cap",),
     pictures="GQA (Visual Genome), 398 of its testdev",
     origin="datasets/xGQA and datasets/gqa of e-bug/iglue; texts also in Adapter-Hub/xGQA",

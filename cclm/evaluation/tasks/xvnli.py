@@ -6,7 +6,7 @@ from typing import Any
 
 from cclm.data.annotations import text
 from cclm.errors import SampleError
-from cclm.evaluation.items import Question
+from cclm.evaluation.items import Question, Wording
 from cclm.evaluation.protocol import ClassificationProtocol
 from cclm.evaluation.sources import Rows
 from cclm.evaluation.task import ClassificationTask, Shots
@@ -39,6 +39,10 @@ TASK = ClassificationTask(
     about="a sentence about a picture: contradiction, neutral or entailment",
     languages=LANGUAGES,
     labels=LABELS,
+    wording=Wording(
+        "<image>\nIs this true of the picture: {text} Answer yes, no or maybe.",
+        {"entailment": "yes", "contradiction": "no", "neutral": "maybe"},
+    ),
     pictures="Flickr30K",
     origin="datasets/XVNLI of e-bug/iglue",
     splits={

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from cclm.verbs.iglue.chosen import Chosen, add_pictures, add_tests, chosen, lenient, pictures_of
 from cclm.verbs.inputs import device_named
+from cclm.verbs.visual import add_writing, visual
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -44,6 +45,9 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--rerank_similarity", type=float, default=0.0, help="weight of similarity beside its score")
     parser.add_argument("--rerank_score", default="log_odds", help="log_odds of a match, or the original's logit")
     parser.add_argument("--templates", type=Path, default=None, help="a line each, {} for a class's name (zero-shot)")
+    parser.add_argument("--prompt", type=str, default=None, help="of questions to a language model, with {text}")
+    parser.add_argument("--per_token", action="store_true", help="compare answers by their likelihood per token")
+    add_writing(parser)
     parser.add_argument("--output", type=Path, default=None, help="the run's folder; what is there is not run again")
     parser.add_argument("--system", type=str, default=None, help="the model's name in reports; what --model is")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
@@ -61,7 +65,8 @@ def run(given: Namespace) -> None:
     translator = given.translate or ""
     tasks, data, run_options = chosen(given, translator), DataFolder(given.data), _run_options(given)
     kind_of(given.model)
-    model_options = ModelOptions(device_named(given.device), given.encoding, given.rerank_score)
+    device = device_named(given.device)
+    model_options = ModelOptions(device, given.encoding, given.rerank_score, visual(given, device, given.per_token))
     folder = RunFolder.at(given.output) if given.output else None
     with pictures_of(given) as pictures:
         groups = _tests(tasks, data, pictures, given)
@@ -91,9 +96,17 @@ def _tests(tasks: list[Chosen], data: DataFolder, pictures: PictureFiles, given:
     groups: list[Group] = []
     for one in tasks:
         with lenient(one.task, one.named):
-            if tests := one.tests(data, given.partial):
+            if tests := [_worded(test, given.prompt) for test in one.tests(data, given.partial)]:
                 groups.append((one, present(tests, pictures, given.partial)))
     return _some(groups)
+
+
+def _worded(test: TestSet, prompt: str | None) -> TestSet:
+    from cclm.evaluation.items import Questions, Wording
+
+    if prompt is None or not isinstance(test, Questions):
+        return test
+    return replace(test, wording=Wording(prompt, test.wording.answers if test.wording else {}))
 
 
 def _fitting(groups: list[Group], system: System, options: RunOptions) -> list[list[TestSet]]:

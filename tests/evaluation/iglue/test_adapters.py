@@ -181,7 +181,7 @@ def test_a_model_of_ones_own_comes_from_a_function_of_a_file(tmp_path: Path) -> 
     system = opened(f"{file}:make")
     assert system.name == "mine" and system.texts.embed_texts(["a", "b"], "de").shape == (2, 2)
     assert (system.dual, system.pairs, system.labels) == (None, None, None)
-    with pytest.raises(ValueError, match="gave a int without embed_texts, score_pairs, label or describe"):
+    with pytest.raises(ValueError, match="gave a int without embed_texts, score_pairs, label, likeliest or describe"):
         opened(f"{file}:wrong")
     with pytest.raises(ValueError, match="has no function other"):
         opened(f"{file}:other")
