@@ -14,7 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cclm.errors import printable
-from cclm.verbs import alignment, convert, data, embed, evaluate, generate, generation, index, living, search, serve
+from cclm.verbs import (
+    alignment,
+    captions,
+    convert,
+    data,
+    embed,
+    evaluate,
+    generate,
+    generation,
+    index,
+    living,
+    search,
+    serve,
+)
 from cclm.verbs.iglue import check as iglue_check
 from cclm.verbs.iglue import evaluate as iglue_evaluate
 from cclm.verbs.iglue import report as iglue_report
@@ -37,6 +50,7 @@ USAGE = """usage: cclm VERB [options]      (cclm VERB --help tells them)
   data leaks SHARDS --task T --data DIR    images and texts of a test that are in training shards
   data tokenizer --data DIRS --output O    train a tokenizer on the texts of shards
   evaluate alignment --model M --data D    in which layer of a text model translations meet: table, chart
+  evaluate captions --model M --data D --languages en,de   what a model writes about pictures: CIDEr, fidelity ..
   evaluate generation --model M --judge J --data D --languages en,de   pictures of translated prompts, judged by J
   evaluate retrieval --model M --data D    image-text retrieval per language: report.json, table, chart
   evaluate statements --model M --data D   labels or answers (XVNLI, xGQA, MaRVL ..): the same
@@ -196,6 +210,7 @@ VERBS = {
     "data leaks": Verb("What of a benchmark's test is in training shards.", data.leaks_options, data.leaks),
     "data tokenizer": Verb("Train a tokenizer on the texts of shards.", _tokenizer_options, _data_tokenizer),
     "evaluate alignment": Verb("In which layer translations meet.", alignment.options, alignment.run),
+    "evaluate captions": Verb("What a model writes about pictures, per language.", captions.options, captions.run),
     "evaluate generation": Verb("Pictures of translated prompts, judged.", generation.options, generation.run),
     "evaluate retrieval": Verb(
         "Image-text retrieval per language, both directions.", evaluate.retrieval_options, evaluate.retrieval

@@ -49,6 +49,7 @@ def write(items: Iterable[Mapping[str, Any]], path: Path) -> None:
 def read(path: Path) -> list[dict[str, Any]]:
     """Items as `write` has stored them. Errors: ValueError."""
     found = _parsed(path)
+    found = [found] if isinstance(found, dict) else found  # a single line
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         raise ValueError(f"{path} holds no items of cclm iglue, one JSON object a line")
     return found
