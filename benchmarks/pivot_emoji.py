@@ -3,15 +3,17 @@
 OMP_NUM_THREADS=1 python benchmarks/pivot_emoji.py            # hours on one core; goes on where it was stopped
 python benchmarks/pivot_emoji.py --smoke                      # a few steps of everything, nothing written
 
-Trains what is missing by `cclm fit`: the retrieval model of emoji_full.yaml, which judges, and whose frozen text side
-is what the painter reads; the same without pairs of names, the control, to which other languages say nothing; and a
-painter on each of them, for each of the seeds. A picture must find its English name among 100, R-precision@10, by the
-judge; chance is 10 %. Writes results/pivot_emoji.json and the contact sheets of the first seed. No reranking anywhere.
+Trains what is missing by `cclm fit`, for each of three seeds: a language model of names in 20 languages and one of
+English names alone, the control; on each of them, frozen, a painter from pictures with English names. A picture must
+find its English name among 100, R-precision@10; chance is 10 %. The judge is the retrieval model of emoji_full.yaml,
+which has nothing in common with the painters but the data. Writes results/pivot_emoji.json and contact sheets of the
+first seed. No reranking anywhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import tempfile
@@ -28,57 +30,63 @@ from cclm.evaluation.generation import HEADLINE, GenerationReport
 from cclm.storage import whole_file
 
 DATA, LANGUAGES = "data/emoji", ("en", "de", "fr", "tr", "ar", "zh")
-JUDGE, CONTROL = "configs/pretrain/emoji_full.yaml", "configs/ablation/emoji_full_without_parallel.yaml"
+TOKENIZER = "data/emoji_lm_tokenizer"
+LANGUAGE_MODELS = {  # variant -> config
+    "aligned": "configs/pivot/emoji_lm.yaml",
+    "control": "configs/pivot/emoji_lm_english.yaml",
+}
 PAINT, KEY = "configs/pivot/emoji_paint.yaml", "model.network.text_encoder.pretrained"
+JUDGES = {"emoji": Path("runs/emoji"), "emoji_full": Path("runs/emoji_full")}  # config of pretraining -> its run
 SMOKE = {"trainer.max_steps": 2}
-READERS = {"aligned": Path("runs/emoji_full"), "control": Path("runs/emoji_full_without_parallel")}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained and measured. `readers`: variant -> folder of the model whose text side the painter reads.
-    `changes`: of every config. `options`: of `cclm evaluate generation`.
+    """What is trained and measured. `judge`: a pretrained folder. `options`: of `cclm evaluate generation`. `changes`:
+    of the configs of language models and painters.
     """
 
     runs: Path
     seeds: tuple[int, ...]
-    readers: dict[str, Path]
+    judge: Path
     options: tuple[str, ...]
     changes: dict[str, Any] = field(default_factory=dict)
 
+    def language_model(self, variant: str, seed: int) -> Run:
+        return Run(f"lm_{variant}", LANGUAGE_MODELS[variant], seed, self.changes)
+
     def painting(self, variant: str, seed: int) -> Run:
-        reader = self.readers[variant] / "pretrained"
+        reader = self.language_model(variant, seed).folder(self.runs) / "pretrained"
         return Run(f"paint_{variant}", PAINT, seed, {KEY: reader, **self.changes})
 
     def report(self, variant: str, seed: int) -> Path:
         return self.painting(variant, seed).folder(self.runs) / "report.json"
 
 
-def prepare(plan: Plan) -> None:
-    """The data, the retrieval model and its control."""
+def prepare(judge: str) -> Path:
+    """The data, and the retrieval model that judges; its folder."""
     built(DATA, "data", "build", "emoji", "--source", "data/emoji_packages", "--output", DATA)
-    tokenizer = ("--data", f"[{DATA}/names]", "--output", "data/emoji_tokenizer", "--lowercase", "true")
-    built("data/emoji_tokenizer", "data", "tokenizer", *tokenizer)
-    changes = [f"--{key}={value}" for key, value in plan.changes.items()]
-    for variant, folder in plan.readers.items():
-        configs = (JUDGE, CONTROL) if variant == "control" else (JUDGE,)
-        if not (folder / "pretrained").exists():
-            cclm("fit", *(f"--config={one}" for one in configs), f"--trainer.default_root_dir={folder}", *changes)
+    names = ("data", "tokenizer", f"--data=[{DATA}/names]", "--lowercase=true")
+    built(TOKENIZER, *names, f"--output={TOKENIZER}", "--vocab_size=8000", "--language_model=true")
+    folder = JUDGES[judge] / "pretrained"
+    if not folder.exists():
+        built("data/emoji_tokenizer", *names, "--output=data/emoji_tokenizer")
+        cclm("fit", "--config", f"configs/pretrain/{judge}.yaml", f"--trainer.default_root_dir={folder.parent}")
+    return folder
 
 
 def measure(plan: Plan) -> dict[str, list[GenerationReport]]:
     """Variant -> the report of each seed."""
-    found: dict[str, list[GenerationReport]] = {variant: [] for variant in plan.readers}
-    for seed in plan.seeds:
-        for variant in plan.readers:
-            run, output = plan.painting(variant, seed), plan.report(variant, seed)
-            model = fitted(run, plan.runs)
-            if not output.is_file():
-                given = {"--model": model, "--judge": plan.readers["aligned"] / "pretrained", "--data": f"{DATA}/test"}
-                given |= {"--languages": ",".join(LANGUAGES), "--seed": seed, "--output": output}
-                arguments = [str(part) for pair in given.items() for part in pair]
-                cclm("evaluate", "generation", *arguments, *plan.options, "--keep")
-            found[variant].append(GenerationReport.read(output))
+    found: dict[str, list[GenerationReport]] = {variant: [] for variant in LANGUAGE_MODELS}
+    for seed, variant in itertools.product(plan.seeds, LANGUAGE_MODELS):
+        fitted(plan.language_model(variant, seed), plan.runs)
+        model, output = fitted(plan.painting(variant, seed), plan.runs), plan.report(variant, seed)
+        if not output.is_file():
+            given = {"--model": model, "--judge": plan.judge, "--data": f"{DATA}/test", "--seed": seed}
+            given |= {"--languages": ",".join(LANGUAGES), "--output": output}
+            arguments = [str(part) for pair in given.items() for part in pair]
+            cclm("evaluate", "generation", *arguments, *plan.options, "--keep")
+        found[variant].append(GenerationReport.read(output))
     return found
 
 
@@ -104,20 +112,19 @@ def planned() -> tuple[Plan, bool]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--prompts", type=int, default=300, help="in galleries of 100")
+    parser.add_argument("--judge", default="emoji_full", choices=JUDGES, help="emoji is trained in ten minutes")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
     given = parser.parse_args()
-    seeds = tuple(map(int, given.seeds.split(",")))
+    seeds, judge = tuple(map(int, given.seeds.split(","))), prepare(given.judge)
     if given.smoke:
         folder = Path(tempfile.mkdtemp(prefix="pivot_emoji_"))
-        readers = {variant: folder / variant for variant in READERS}
-        return Plan(folder, seeds[:1], readers, ("--prompts=12", "--sampling.steps=2"), dict(SMOKE)), True
-    return Plan(Path("runs/pivot_emoji"), seeds, READERS, (f"--prompts={given.prompts}",)), False
+        return Plan(folder, seeds[:1], judge, ("--prompts=12", "--sampling.steps=2"), dict(SMOKE)), True
+    return Plan(Path("runs/pivot_emoji"), seeds, judge, (f"--prompts={given.prompts}",)), False
 
 
 def main() -> None:
     plan, smoke = planned()
     torch.set_num_threads(1)
-    prepare(plan)
     reports = measure(plan)
     result = {
         "question": "emoji art painted from English names, prompts in five other languages "
@@ -125,16 +132,17 @@ def main() -> None:
         "seeds": list(plan.seeds),
         "protocol": reports["aligned"][0].protocol,
         **{variant: summary(found) for variant, found in reports.items()},
+        "judge": str(plan.judge),
         "seconds": {
-            f"paint_{variant}": [seconds_of(plan.painting(variant, seed), plan.runs) for seed in plan.seeds]
-            for variant in plan.readers
+            run(variant, 0).name: [seconds_of(run(variant, seed), plan.runs) for seed in plan.seeds]
+            for variant, run in itertools.product(LANGUAGE_MODELS, (plan.language_model, plan.painting))
         },
         **facts(torch=torch.__version__),
     }
     if smoke:
         print(json.dumps(result, indent=1))
         return
-    for variant in plan.readers:
+    for variant in LANGUAGE_MODELS:
         with whole_file(RESULTS / f"pivot_emoji_{variant}.png") as partial:
             shutil.copyfile(plan.report(variant, plan.seeds[0]).with_suffix(".png"), partial)
     write("pivot_emoji", result)

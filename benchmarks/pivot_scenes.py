@@ -23,7 +23,7 @@ import json
 import re
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,7 @@ from machine import RESULTS, facts, write
 from PIL import Image
 from pivot_runs import Run, built, fitted, over_seeds, seconds_of
 from scene_reader import SceneReader, load_reader
+from transformers.utils.logging import disable_progress_bar
 
 from cclm.data.shards import read_records
 from cclm.evaluation.contact_sheet import contact_sheet
@@ -46,11 +47,12 @@ from cclm.storage import whole_file
 from cclm.types import Record
 from data_recipes.scenes import LANGUAGES, SCENES, VALUES, Scene, describe, read_scene, scene_of
 
-RUNS, DATA = Path("runs/pivot_scenes"), "data/scenes"
+RUNS, DATA, TOKENIZER = Path("runs/pivot_scenes"), "data/scenes", "data/scenes_tokenizer"
+TOKENIZER_OPTIONS = ("--vocab_size=240", "--language_model=true")
 LANGUAGE_MODELS = {  # variant -> config
-    "aligned": "configs/pivot/scenes_lm.yaml",
-    "unaligned": "configs/pivot/scenes_lm_unaligned.yaml",
-    "control": "configs/pivot/scenes_lm_control.yaml",
+    "aligned": "configs/pivot/scenes_lm_aligned.yaml",
+    "unaligned": "configs/pivot/scenes_lm.yaml",
+    "control": "configs/pivot/scenes_lm_english.yaml",
 }
 CONFIGS = {"chat": "configs/pivot/scenes_chat.yaml", "paint": "configs/pivot/scenes_paint.yaml"}
 KEYS = {"chat": "model.network.language_model.pretrained", "paint": "model.network.text_encoder.pretrained"}
@@ -96,6 +98,10 @@ def answers(model: ImageToText, records: Sequence[Record], language: str) -> lis
     return found
 
 
+def share(right: Iterable[bool]) -> float:
+    return statistics.mean(map(float, right))
+
+
 def caption_scores(texts: Sequence[str], scenes: Sequence[Scene], language: str) -> dict[str, float]:
     read = [read_scene(text, language) for text in texts]
     pairs = list(zip(read, scenes, strict=True))
@@ -106,9 +112,9 @@ def caption_scores(texts: Sequence[str], scenes: Sequence[Scene], language: str)
         for name in VALUES
     }
     return {
-        "exact": statistics.mean(found == scene for found, scene in pairs),
-        "fidelity": statistics.mean(written_in(text) == language for text in texts),
-        "grammatical": statistics.mean(found is not None for found in read),
+        "exact": share(found == scene for found, scene in pairs),
+        "fidelity": share(written_in(text) == language for text in texts),
+        "grammatical": share(found is not None for found in read),
         **parts,
     }
 
@@ -186,6 +192,7 @@ class Plan:
 
     runs: Path
     seeds: tuple[int, ...]
+    variants: tuple[str, ...]
     parts: tuple[str, ...]
     sampling: SamplingOptions
     changes: dict[str, Any]
@@ -206,11 +213,11 @@ def measure(plan: Plan) -> tuple[Found, dict[str, list[int]], dict[str, Any]]:
     """The scores; seconds of every training by seed; pictures of the first seed by variant."""
     records, reader = list(itertools.islice(read_records(f"{DATA}/test"), plan.tests)), load_reader()
     found: dict[str, dict[str, list[Scores]]] = {
-        part: {variant: [] for variant in LANGUAGE_MODELS} for part in plan.parts
+        part: {variant: [] for variant in plan.variants} for part in plan.parts
     }
     seconds: dict[str, list[int]] = {}
     shown: dict[str, Any] = {}
-    for seed, variant in itertools.product(plan.seeds, LANGUAGE_MODELS):
+    for seed, variant in itertools.product(plan.seeds, plan.variants):
         for part, run in plan.trainings(variant, seed).items():
             folder = fitted(run, plan.runs)
             seconds.setdefault(run.name, []).append(seconds_of(run, plan.runs))
@@ -276,14 +283,17 @@ def planned() -> tuple[Plan, bool]:
     seeds, parts = tuple(map(int, given.seeds.split(","))), tuple(given.parts.split(","))
     if given.smoke:
         folder = Path(tempfile.mkdtemp(prefix="pivot_scenes_"))
-        return Plan(folder, seeds[:1], parts, SamplingOptions(steps=2), dict(SMOKE), 1, 8), True
-    return Plan(RUNS, seeds, parts, SamplingOptions(), {}, PER_SCENE, None), False
+        variants = ("aligned", "control")
+        return Plan(folder, seeds[:1], variants, parts, SamplingOptions(steps=2), dict(SMOKE), 1, 8), True
+    return Plan(RUNS, seeds, tuple(LANGUAGE_MODELS), parts, SamplingOptions(), {}, PER_SCENE, None), False
 
 
 def main() -> None:
     plan, smoke = planned()
     torch.set_num_threads(1)
+    disable_progress_bar()
     built(DATA, "data", "build", "scenes", "--source", ".", "--output", DATA)
+    built(TOKENIZER, "data", "tokenizer", f"--data=[{DATA}/sentences]", f"--output={TOKENIZER}", *TOKENIZER_OPTIONS)
     found, seconds, shown = measure(plan)
     result = {
         "question": "vision learned in English only: scenes described and painted in three other languages "
