@@ -23,8 +23,9 @@ from cclm.storage import whole_file
 from cclm.types import Record
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
+PAIRS_BESIDE = 6  # columns of a table
 RULE = "the highest mean R@1 over pairs and directions; of equal layers the deepest"
 
 
@@ -189,24 +190,29 @@ def pooled(texts: Sequence[str], model: LayeredModel, batch_size: int) -> list[T
     return [torch.cat(layer)[back] for layer in zip(*parts, strict=True)]
 
 
-def table(found: Alignment) -> Table:
-    """A row a layer: mean R@1 of each pair, and over all."""
+def table(found: Alignment) -> Group:
+    """A row a layer: mean R@1 of each pair, and over all; as many tables as the pairs need within 80 columns."""
     from rich import box
+    from rich.console import Group
     from rich.table import Table
 
-    view = Table(title="sentence retrieval by layer, R@1 in %, mean of both directions", box=box.SIMPLE_HEAD)
-    view.title_justify = "left"
-    view.add_column("layer", no_wrap=True)
-    for pair in found.pairs:
-        view.add_column(pair.name, justify="right", no_wrap=True)
-    view.add_column("mean", "bold", justify="right", no_wrap=True)
-    for layer, mean in enumerate(found.means):
-        name = "embeddings" if layer == 0 else str(layer)
-        cells = [f"{pair.mean[layer]:.1f}" for pair in found.pairs]
-        view.add_row(f"{name} ←" if layer == found.layer else name, *cells, f"{mean:.1f}")
-    view.add_section()
-    view.add_row("chance", *(f"{pair.chance:.1f}" for pair in found.pairs), "")
-    return view
+    views = []
+    for start in range(0, len(found.pairs), PAIRS_BESIDE):
+        pairs = found.pairs[start : start + PAIRS_BESIDE]
+        view = Table(title="R@1 of translations by layer, %", box=box.SIMPLE_HEAD)
+        view.title_justify = "left"
+        view.add_column("layer", no_wrap=True)
+        for pair in pairs:
+            view.add_column(pair.name, justify="right", no_wrap=True)
+        view.add_column("mean of all", "bold", justify="right", no_wrap=True)
+        for layer, mean in enumerate(found.means):
+            name = "embeddings" if layer == 0 else str(layer)
+            cells = [f"{pair.mean[layer]:.1f}" for pair in pairs]
+            view.add_row(f"{name} ←" if layer == found.layer else name, *cells, f"{mean:.1f}")
+        view.add_section()
+        view.add_row("chance", *(f"{pair.chance:.1f}" for pair in pairs), "")
+        views.append(view)
+    return Group(*views)
 
 
 def chart(found: Alignment, path: Path) -> None:
