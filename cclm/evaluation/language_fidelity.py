@@ -43,6 +43,9 @@ class Identifier(Protocol):
 class Lingua:
     """lingua-language-detector, with its larger models: its smaller ones call one English caption of 16 another name.
 
+    It tells the language of 99 % of people's captions of photographs and more (en 99.3, de 99.4, pt 99.9, fr 99.6, cs
+    99.4, zh, ar and hi 100.0); of their first six words likewise 96 % and more, but of the first three only 77 % in
+    English, 92 % and more elsewhere: "a dog" may be Danish. So the ceiling stands beside each figure.
     Errors, when it is first used: ValueError where the package is missing.
     """
 

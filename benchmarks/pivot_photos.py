@@ -1,0 +1,237 @@
+"""Vision learned from English captions alone: are photographs captioned in German, French, Czech and Portuguese?
+
+OMP_NUM_THREADS=1 python benchmarks/pivot_photos.py           # hours on one core; goes on where it was stopped
+python benchmarks/pivot_photos.py --smoke                     # a few steps of everything, nothing written
+
+Trains what is missing by `cclm fit`, one after another: for each seed a model on a frozen language model of five
+languages, from English captions (zero-shot), the same with 5 % of the photographs' sentences translated
+(quasi-zero-shot), and one on a language model that knows English only (control). The language models are those of
+runs/photos_lm and runs/photos_lm_english, the same for all seeds; with --each they are trained anew for every seed.
+Then `cclm evaluate captions` on the 1,147 photographs of dev: all captions of a language, where it has five, and the
+one sentence that is the same in every language, by which languages compare. Writes results/pivot_photos.json and .png.
+
+`nearest`: the caption of the training photograph that is nearest by what the frozen image encoder sees, in its own
+language: what a model without any language could say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import RESULTS, facts, write
+from pivot_runs import ROOT, Run, built, cclm, fitted, over_seeds, seconds_of
+
+from cclm.data.shards import read_records, write_shards
+from cclm.evaluation.adapters.open import model_hash
+from cclm.storage import whole_file
+
+RUNS, DATA = Path("runs/pivot_photos"), "data/photos"
+LANGUAGES = ("en", "de", "fr", "cs", "pt")
+METRICS = ("CIDEr", "BLEU-4", "chrF", "fidelity", "of_en")
+TOKENIZER, PARALLEL = "data/photos_lm_tokenizer", "data/parallel"
+LANGUAGE_MODELS = {  # name -> config, and where it lies where all seeds share it
+    "photos_lm": "configs/pivot/photos_lm.yaml",
+    "photos_lm_english": "configs/pivot/photos_lm_english.yaml",
+}
+VARIANTS = {  # regime -> config, language model
+    "zero-shot": ("configs/pivot/photos_chat.yaml", "photos_lm"),
+    "quasi-zero-shot": ("configs/pivot/photos_chat_quasi.yaml", "photos_lm"),
+    "control": ("configs/pivot/photos_chat_control.yaml", "photos_lm_english"),
+}
+COLOURS = {"zero-shot": "#2f6db3", "quasi-zero-shot": "#e0872b", "control": "#9aa3ae"}
+Scores = dict[str, dict[str, dict[str, float]]]  # language -> kind of reference -> metric -> value
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained and measured. `changes`: of every config; `each`: language models are of a seed, too."""
+
+    runs: Path
+    seeds: tuple[int, ...]
+    variants: tuple[str, ...]
+    data: str
+    beams: int
+    each: bool
+    changes: dict[str, Any]
+    shared: Path = Path("runs")
+    cache: Path | None = None  # of states of photographs; the configs' own
+
+    def language_model(self, name: str, seed: int) -> Path:
+        """Its folder, trained where it is not there."""
+        if self.each:
+            return fitted(Run(name, LANGUAGE_MODELS[name], seed, self.changes), self.runs)
+        folder = self.shared / name
+        changes = {"trainer.default_root_dir": folder} | self.changes
+        told = [f"--{key}={value}" for key, value in changes.items()]
+        built(str(folder / "pretrained"), "fit", "--config", LANGUAGE_MODELS[name], *told)
+        return folder / "pretrained"
+
+    def run(self, variant: str, seed: int) -> Run:
+        config, name = VARIANTS[variant]
+        place = self.language_model(name, seed)
+        streams = ["photos", "translated"] if variant == "quasi-zero-shot" else ["photos"]
+        shards = {f"data.streams.{stream}.shards": f"{self.data}/train" for stream in streams}
+        shards |= {"data.loader.cache": self.cache} if self.cache else {}
+        changes = {"model.network.language_model.pretrained": place} | shards | self.changes
+        return Run(variant.replace("-", "_"), config, seed, changes)
+
+
+def measured(folder: Path, plan: Plan, nearest: bool) -> dict[str, Any]:
+    """The report on a model, made where it is not there or is of other weights."""
+    path = folder.parent / "captions.json"
+    writing = {"generation.max_tokens": 40, "generation.beams": plan.beams}
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        same = found["model_hash"] == model_hash(str(folder)) and found["settings"]["generation"]["beams"] == plan.beams
+        if same and (found["nearest"] or not nearest):
+            return found
+    told = [f"--model={folder}", f"--data={plan.data}/dev", f"--languages={','.join(LANGUAGES)}", f"--output={path}"]
+    told += [f"--{name}={value}" for name, value in writing.items()]
+    cclm("evaluate", "captions", *told, *([f"--nearest={plan.data}/train"] if nearest else []))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def measure(plan: Plan) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[int]]]:
+    """Reports by variant and seed; seconds of every training by seed."""
+    reports: dict[str, list[dict[str, Any]]] = {variant: [] for variant in plan.variants}
+    seconds: dict[str, list[int]] = {}
+    for seed, variant in itertools.product(plan.seeds, plan.variants):
+        run = plan.run(variant, seed)
+        folder = fitted(run, plan.runs)
+        seconds.setdefault(variant, []).append(seconds_of(run, plan.runs))
+        reports[variant].append(measured(folder, plan, nearest=not any(reports.values())))
+    return reports, seconds
+
+
+def summary(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Language -> kind of reference -> metrics over seeds."""
+    first = reports[0]["languages"]
+    return {
+        language: {"regime": reports[0]["regimes"][language]}
+        | {kind: over_seeds([_numbers(report["languages"][language][kind]) for report in reports], 2) for kind in own}
+        for language, own in first.items()
+    }
+
+
+def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
+    """With the range of the bootstrap left to the reports; `of_en` is of other languages than English."""
+    return {name: scores.get(name, 0.0) for name in (*METRICS, "empty") if name in scores or name == "of_en"}
+
+
+def bars(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What was to be reached, by the worst of the seeds and other languages."""
+    found: dict[str, Any] = {}
+    for variant, own in result["variants"].items():
+        others = [own[language]["parallel"] for language in LANGUAGES[1:]]
+        found[variant] = {
+            f"least_{name}": min(min(one[name]["seeds"]) for one in others) for name in ("fidelity", "of_en")
+        }
+    nearest = result["nearest"]["en"]
+    english = result["variants"]["zero-shot"]["en"] if "zero-shot" in result["variants"] else {}
+    for kind in nearest:
+        if kind in english:
+            found[f"english_above_nearest_{kind}"] = round(
+                min(english[kind]["CIDEr"]["seeds"]) - nearest[kind]["CIDEr"], 2
+            )
+    return found
+
+
+def chart(result: Mapping[str, Any], path: Path) -> None:
+    """CIDEr against the sentence that all languages share, and fidelity: bars, ranges over seeds, the nearest's."""
+    from matplotlib.figure import Figure
+
+    variants = result["variants"]
+    figure = Figure(figsize=(10.4, 3.6), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2).flat, ("CIDEr", "fidelity"), strict=True):
+        for place, (variant, own) in enumerate(variants.items()):
+            x = [number + 0.27 * (place - 1) for number in range(len(LANGUAGES))]
+            values = [own[language]["parallel"][metric] for language in LANGUAGES]
+            axes.bar(x, [one["mean"] for one in values], 0.25, label=variant, color=COLOURS[variant], zorder=2)
+            for left, one in zip(x, values, strict=True):
+                axes.plot([left, left], [min(one["seeds"]), max(one["seeds"])], color="#1d2430", zorder=3)
+        for number, language in enumerate(LANGUAGES):
+            level = result["nearest"][language]["parallel"][metric]
+            label = "" if number else "nearest photograph's caption"
+            axes.plot([number - 0.42, number + 0.42], [level, level], color="#c0392b", zorder=4, label=label)
+        axes.set_xticks(range(len(LANGUAGES)), LANGUAGES)
+        axes.set_title(f"{metric}, %", loc="left", fontsize=10)
+        axes.grid(axis="y", color="#e3e6ea", zorder=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center", fontsize=9)
+    figure.savefig(path, dpi=150, format="png")
+
+
+def smoke_plan(seeds: tuple[int, ...], variants: tuple[str, ...], beams: int) -> Plan:
+    """A few photographs and steps, all in a folder of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="pivot_photos_"))
+    for split, count in (("train", 96), ("dev", 12)):
+        write_shards(itertools.islice(read_records(ROOT / DATA / split), count), folder / "data" / split)
+    changes = {"trainer.max_steps": 2, "trainer.val_check_interval": 2, "data.validation.photos.limit": 4}
+    return Plan(folder, seeds[:1], variants, str(folder / "data"), beams, False, changes, folder, folder / "cache")
+
+
+def planned() -> tuple[Plan, bool]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="some of these")
+    parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--each", action="store_true", help="a language model for every seed, not one for all")
+    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
+    given = parser.parse_args()
+    seeds, variants = tuple(map(int, given.seeds.split(","))), tuple(given.variants.split(","))
+    if given.smoke:
+        return smoke_plan(seeds, variants, given.beams), True
+    return Plan(RUNS, seeds, variants, DATA, given.beams, given.each, {}), False
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    source = "../shared/parallel/captions_en-de-fr-cs-pt.tsv.gz"
+    built(DATA, "data", "build", "folder", "--source=../shared/photos", f"--output={DATA}")
+    built(PARALLEL, "data", "build", "parallel_text", f"--source={source}", f"--output={PARALLEL}")
+    texts = f"--data=[{DATA}/train:en, {PARALLEL}/train]"
+    kind = ("--vocab_size=6000", "--lowercase=true", "--language_model=true")
+    built(TOKENIZER, "data", "tokenizer", texts, f"--output={TOKENIZER}", *kind)
+    plan, smoke = planned()
+    reports, seconds = measure(plan)
+    first = next(iter(reports.values()))[0]
+    result: dict[str, Any] = {
+        "question": "vision learned from English captions only: captions of photographs in four other languages (bars: "
+        "fidelity >= 90, CIDEr >= 50 % of English's against the same sentence, control about 0; English above nearest)",
+        "seeds": list(plan.seeds),
+        "language_models": "one for each seed" if plan.each else "one for all seeds",
+        "beams": plan.beams,
+        "variants": {variant: summary(own) for variant, own in reports.items()},
+        "nearest": {
+            language: {
+                kind: {name: round(own[name], 2) for name in METRICS if name in own} for kind, own in kinds.items()
+            }
+            for language, kinds in first["nearest"].items()
+        },
+        "fidelity_of_people": {
+            language: {kind: round(own["fidelity_ceiling"], 2) for kind, own in kinds.items()}
+            for language, kinds in first["languages"].items()
+        },
+        "notes": first["notes"],
+        "seconds": seconds,
+    }
+    result |= {"bars": bars(result)} | facts(torch=torch.__version__)
+    place = plan.runs if smoke else RESULTS
+    with whole_file(place / "pivot_photos.png") as partial:
+        chart(result, partial)
+    if smoke:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    else:
+        write("pivot_photos", result)
+
+
+if __name__ == "__main__":
+    main()
