@@ -206,6 +206,20 @@ def test_stable_diffusions_folder_is_where_training_starts(paint: Paint, sd: Pat
     assert kept["paint_full"] == kept["paint_bridge"] | {f"denoiser.model.{name}" for name in unet}
 
 
+def test_stable_diffusion_2_predicts_a_velocity(paint: Paint, tmp_path: Path) -> None:
+    model = paint(denoiser=DenoiserSettings(str(stable_diffusion(tmp_path, second=True))), caption_dropout=0.0)
+    assert model.noise.prediction == "v_prediction"
+    given, generator = batch(model, TEXTS), torch.Generator().manual_seed(3)
+    clean = model.space.encode(given.context.pixel_values, generator)
+    noised, texts = model.noise.draw(clean, generator), model.read(given.target)
+    share = model.noise.scheduler.alphas_cumprod[noised.timesteps].view(-1, 1, 1, 1)
+    noise = (noised.cells - share.sqrt() * clean) / (1 - share).sqrt()
+    velocity = share.sqrt() * noise - (1 - share).sqrt() * clean
+    told = model.denoiser(noised.cells, noised.timesteps, texts.states, texts.mask)
+    assert loss(model, TEXTS, seed=3) == pytest.approx(torch.nn.functional.mse_loss(told, velocity).item(), rel=1e-4)
+    assert generated(model).shape == (3, 16, 16, 3)
+
+
 def test_a_large_bridge_is_refused_by_the_small_preset(paint: Paint) -> None:
     model = paint(bridge=BridgeSettings("resampler", states=4, depth=2, heads=8, width=1024))
     with pytest.raises(ValueError, match=r"paint_bridge is for at most 20 million parameters and here \d+\.\d would"):

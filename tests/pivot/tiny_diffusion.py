@@ -37,12 +37,16 @@ SANA: dict[str, Any] = {
 }
 
 
-def stable_diffusion(folder: Path, prediction: str = "epsilon") -> Path:
-    """A folder of Stable Diffusion 1.x: its U-Net and autoencoder with all kinds of their layers, a few units wide."""
+def stable_diffusion(folder: Path, second: bool = False) -> Path:
+    """A folder of Stable Diffusion 1.x: its U-Net and autoencoder with all kinds of their layers, a few units wide.
+
+    `second`: of 2.x, with linear projections, heads by level, and a velocity that is predicted.
+    """
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 
     torch.manual_seed(0)
-    UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, **UNET).save_pretrained(folder / "unet")
+    options = UNET | ({"use_linear_projection": True, "attention_head_dim": (2, 4)} if second else {})
+    UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, **options).save_pretrained(folder / "unet")
     AutoencoderKL(
         down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
         up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
@@ -58,7 +62,7 @@ def stable_diffusion(folder: Path, prediction: str = "epsilon") -> Path:
         skip_prk_steps=True,
         set_alpha_to_one=False,
         steps_offset=1,
-        prediction_type=prediction,
+        prediction_type="v_prediction" if second else "epsilon",
     ).save_pretrained(folder / "scheduler")
     return folder
 
