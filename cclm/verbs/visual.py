@@ -23,12 +23,18 @@ def add_writing(parser: ArgumentParser) -> None:
     parser.add_argument("--language_model", default=None, help="where the language model lies, if it has been moved")
 
 
-def visual(given: Namespace, device: torch.device, per_token: bool = False) -> Callable[[str, str], System]:
+def visual(given: Namespace, device: torch.device) -> Callable[[str, str], System]:
     """What opens such a folder, for `open_system`. Errors: ValueError for options that cannot be."""
     from cclm.evaluation.adapters.language_model import PromptOptions, open_language_model
 
     options = PromptOptions(
-        given.generation, asdict(given.generation), given.caption_prompt, per_token, given.prompts, given.encoding
+        given.generation,
+        asdict(given.generation),
+        given.caption_prompt,
+        given.get("per_token", False),
+        given.get("candidates", 0),
+        given.prompts,
+        given.encoding,
     )
 
     def opened(name: str, sha256: str) -> System:

@@ -67,6 +67,15 @@ class Captioner:
 
 def make():
     return Captioner()
+
+class Eye:
+    sha256 = "2"
+
+    def embed_images(self, images):
+        return Captioner().pooled(images)
+
+    def embed_texts(self, texts, language):
+        return torch.ones(len(texts), 48) / 48**0.5
 """
 
 
@@ -121,6 +130,11 @@ def test_both_kinds_of_reference_by_language(
 
 def test_captions_of_a_file_score_the_same(shards: Path, captioner: Callable[..., str], tmp_path: Path) -> None:
     first = run(shards, tmp_path / "first.json", "--model", captioner(SAID), "--languages", "de,fr")
+    more = ["--nearest", str(shards / "train"), "--nearest_by", f"{tmp_path / 'own.py'}:Eye"]
+    near = run(
+        shards, tmp_path / "near.json", "--predictions", str(tmp_path / "first.jsonl"), "--languages", "de", *more
+    )
+    assert near["nearest"]["de"]["parallel"]["BLEU-4"] == pytest.approx(100)
     second = run(
         shards, tmp_path / "second.json", "--predictions", str(tmp_path / "first.jsonl"), "--languages", "de,fr"
     )

@@ -101,6 +101,19 @@ def test_answers_that_cannot_win_are_never_spelt(build: Build, monkeypatch: pyte
     assert found == [700] and 0 < spelt <= 128
 
 
+def test_fewer_candidates_are_those_of_the_likeliest_first_tokens(build: Build) -> None:
+    made = build()
+    answers = some_answers(random.Random(0), 300)
+    learn(made, answers[30])
+    asked, pictures = [Asked(0, "ein Hund", "de")], [[picture(1)]]
+    assert prompted(made, candidates=40).likeliest(pictures, asked, PROMPT, answers) == [30]
+    (first,) = prompted(made, candidates=1).likeliest(pictures, asked, PROMPT, answers)
+    spelt = made.processor.answers([answers[first], answers[30]])
+    assert spelt[0][0] == spelt[1][0]
+    with pytest.raises(ValueError, match="candidates is -1"):
+        prompted(made, candidates=-1)
+
+
 def test_two_pictures_have_an_order(build: Build) -> None:
     made = build()
     adapter, wording = prompted(made), find("marvl").wording

@@ -75,19 +75,23 @@ class VisualLanguageModel(Protocol):
 class PromptOptions:
     """`generation`: how captions are written, as the model takes it; `told`: the same in the form of JSON. `prompt`: of
     captions, None for the one it was trained with. `per_token`: answers are compared by their likelihood per token, not
-    as a whole, which ends with what ends an answer. `batch`: prompts that are read at once.
+    as a whole, which ends with what ends an answer. `candidates`: of many answers, those with the likeliest first
+    tokens that are compared; 0 for all that may win. `batch`: prompts that are read at once.
     """
 
     generation: Any
     told: dict[str, Any] = field(default_factory=dict)
     prompt: str | None = None
     per_token: bool = False
+    candidates: int = 0
     batch: int = 32
     encoding: EncodingOptions = field(default_factory=EncodingOptions)
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}; give 1 prompt or more")
+        if self.candidates < 0:
+            raise ValueError(f"candidates is {self.candidates}; give a number of answers, or 0 for all that may win")
 
 
 class Prompted:
@@ -159,7 +163,7 @@ class Prompted:
         return [self._winner(seen[row], prompts[row], spelt, most[row]) for row in range(len(prompts))]
 
     def _winner(self, seen: Tensor, prompt: list[int], spelt: Sequence[list[int]], most: Tensor) -> int:
-        order = most.argsort(descending=True, stable=True).tolist()
+        order = most.argsort(descending=True, stable=True).tolist()[: self.options.candidates or None]
         best, score = order[0], -torch.inf
         for some in batches(order, FEW):
             if float(most[some[0]]) <= score:
@@ -192,7 +196,7 @@ def open_language_model(model: VisualLanguageModel, name: str, sha256: str, opti
         answers=adapter,
         captioner=adapter,
         image_size=model.processor.image_size,
-        label_settings={"per_token": options.per_token},
+        label_settings={"per_token": options.per_token, "candidates": options.candidates},
         caption_settings={"prompt": prompt, "generation": options.told},
         met=Met(frozenset(notes.languages), frozenset(notes.translated)),
     )

@@ -47,6 +47,7 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--templates", type=Path, default=None, help="a line each, {} for a class's name (zero-shot)")
     parser.add_argument("--prompt", type=str, default=None, help="of questions to a language model, with {text}")
     parser.add_argument("--per_token", action="store_true", help="compare answers by their likelihood per token")
+    parser.add_argument("--candidates", type=int, default=0, help="answers compared, of many; all that may win")
     add_writing(parser)
     parser.add_argument("--output", type=Path, default=None, help="the run's folder; what is there is not run again")
     parser.add_argument("--system", type=str, default=None, help="the model's name in reports; what --model is")
@@ -66,7 +67,7 @@ def run(given: Namespace) -> None:
     tasks, data, run_options = chosen(given, translator), DataFolder(given.data), _run_options(given)
     kind_of(given.model)
     device = device_named(given.device)
-    model_options = ModelOptions(device, given.encoding, given.rerank_score, visual(given, device, given.per_token))
+    model_options = ModelOptions(device, given.encoding, given.rerank_score, visual(given, device))
     folder = RunFolder.at(given.output) if given.output else None
     with pictures_of(given) as pictures:
         groups = _tests(tasks, data, pictures, given)
