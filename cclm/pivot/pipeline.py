@@ -124,7 +124,7 @@ from safetensors.torch import load_file
 pipeline = {denoiser.pipeline}.from_pretrained({", ".join(loading)})
 states = load_file("states.safetensors")
 pictures = pipeline(
-    **states, {size}, num_inference_steps={options.steps}, guidance_scale={options.guidance:g},
+    **states, {size}, num_inference_steps={options.steps}, guidance_scale={model.settings.guidance:g},
     generator=torch.Generator().manual_seed(0){form}
 ).images
 {last}

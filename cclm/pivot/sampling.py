@@ -35,12 +35,12 @@ SHORT = {
 class SamplingOptions:
     """`scheduler`: ddim, dpmsolver++, euler, unipc, flow_euler or the name of a diffusers class; None: ddim, and
     flow_euler for what was trained by flow matching. `guidance`: how far away from `negative` (the empty caption) the
-    text leads, 1 for not at all. `batch`: pictures at once.
+    text leads, 1 for not at all, None for as far as the model says. `batch`: pictures at once.
     """
 
     scheduler: str | None = None
     steps: int = 25
-    guidance: float = 4.0
+    guidance: float | None = None
     negative: str = ""
     batch: int = 16
 
@@ -48,7 +48,7 @@ class SamplingOptions:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sampling: {name}={getattr(self, name)}; give 1 or more")
-        if self.guidance < 1:
+        if self.guidance is not None and self.guidance < 1:
             raise ValueError(f"sampling: guidance={self.guidance}; give 1 (none) or more")
 
 
@@ -119,7 +119,8 @@ def sample(
     `generator`: for schedulers that add noise on the way. Errors: ValueError for a scheduler that cannot.
     """
     scheduler.set_timesteps(options.steps, device=start.device)
-    guided = options.guidance > 1
+    guidance = options.guidance or 1.0
+    guided = guidance > 1
     read = negative.above(texts) if guided else texts
     read = read.to(start.device)
     chance = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
@@ -132,7 +133,7 @@ def sample(
             told = denoiser(seen, time.expand(len(seen)), read.states, read.mask).float()
             if guided:
                 without, within = told.chunk(2)
-                told = without + options.guidance * (within - without)
+                told = without + guidance * (within - without)
             cells = scheduler.step(told, time, cells, **chance, return_dict=False)[0]
     except NotImplementedError as error:
         raise ValueError(f"sampling: scheduler={options.scheduler!r}: {error}; choose ddim or dpmsolver++") from None

@@ -34,7 +34,8 @@ MODEL_TYPE = "cclm_text_to_image"
 @dataclass(frozen=True)
 class TextToImageSettings:
     """What the model is made of. Where the denoiser is a pipeline's, `space` (None) and the scheduler are that one's
-    too. `caption_dropout`: share of pictures whose caption is hidden in training, for guidance away from none.
+    too. `caption_dropout`: share of pictures whose caption is hidden in training, for guidance away from none;
+    `guidance`: how far, where painting is not told otherwise.
 
     `pretrained`: a folder of such a model to start from, of the same parts; whatever trained there is taken.
     """
@@ -45,11 +46,13 @@ class TextToImageSettings:
     space: SpaceSettings | None = None
     noise: NoiseSettings = NoiseSettings()
     caption_dropout: float = 0.1
+    guidance: float = 4.0
     pretrained: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.caption_dropout < 1:
             raise ValueError(f"caption_dropout is {self.caption_dropout}; it is a share, from 0 to below 1")
+        SamplingOptions(guidance=self.guidance)
 
     def build(self, processor: CCLMProcessor) -> Built:
         """For square pictures of the processor's size. Errors: ValueError for parts that are not there or do not fit
@@ -182,6 +185,8 @@ class TextToImage(nn.Module):
     @torch.no_grad()
     def paint(self, texts: Sequence[str], options: SamplingOptions, generator: torch.Generator) -> list[Tensor]:
         """The same as pixels (P, 3, H, W) about in [-1, 1], batch by batch."""
+        if options.guidance is None:
+            options = replace(options, guidance=self.settings.guidance)
         scheduler, negative = sampler(self.noise, options.scheduler), self.states([options.negative])
         shape = (1, self.space.channels, self.side, self.side)
         found = []
@@ -251,6 +256,7 @@ def _settings(stored: Mapping[str, Any]) -> TextToImageSettings:
         SpaceSettings(**stored["space"]) if stored["space"] else None,
         NoiseSettings(**stored["noise"]),
         stored["caption_dropout"],
+        stored["guidance"],
     )
 
 

@@ -89,6 +89,7 @@ def test_texts_guidance_and_negative_texts_change_the_picture(paint: Paint) -> N
     assert plain.shape == (3, 16, 16, 3)
     assert np.abs(plain - generated(model, TEXTS[::-1], guidance=4.0)).max() > 1
     assert np.abs(plain - generated(model, guidance=1.0)).max() > 1
+    assert (generated(paint(guidance=1.0)) == generated(model, guidance=1.0)).all()  # the model's own by default
     assert np.abs(plain - generated(model, guidance=4.0, negative="dog")).max() > 1
     assert np.abs(generated(model, guidance=1.0) - generated(model, guidance=1.0, negative="dog")).max() == 0
 
