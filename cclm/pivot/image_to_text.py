@@ -135,14 +135,16 @@ class ImageToText(nn.Module):
         words = self.language_model.embed(input_ids)
         return words.masked_scatter(places.unsqueeze(-1), visual.to(words.dtype))
 
-    def forward(self, batch: PromptBatch) -> Tensor:
-        """Mean cross-entropy over the tokens of all answers; of prompts without pictures, too."""
-        prompts = batch.prompts
+    def embeds_of(self, batch: PromptBatch) -> Tensor:
+        """Prompts of a batch (B, L, D), with pictures or without."""
         if isinstance(batch, VisualPromptBatch):
-            embeds = self.embeds(batch.images, prompts.input_ids)
-        else:
-            embeds = self.language_model.embed(prompts.input_ids)
-        return self.language_model.loss(embeds, prompts.attention_mask, prompts.labels)
+            return self.embeds(batch.images, batch.prompts.input_ids)
+        return self.language_model.embed(batch.prompts.input_ids)
+
+    def forward(self, batch: PromptBatch) -> Tensor:
+        """Mean cross-entropy over the tokens of all answers."""
+        prompts = batch.prompts
+        return self.language_model.loss(self.embeds_of(batch), prompts.attention_mask, prompts.labels)
 
     # -- answering ---------------------------------------------------------------------------------------------------
 

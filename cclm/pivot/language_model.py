@@ -255,10 +255,13 @@ class LanguageModel(nn.Module):
 
         Errors: ValueError for a layer that is not there and for texts longer than the context.
         """
+        return self.states_of(self.embed(input_ids), mask, layers)
+
+    def states_of(self, embeds: Tensor, mask: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """The same of embeddings (B, L, D)."""
         self.check_layers(layers)
-        self.check_length(input_ids.shape[1])
+        self.check_length(embeds.shape[1])
         decoder = self.plain.base_model
-        embeds = self.embed(input_ids)
         with self._training_layers():
             found = decoder(inputs_embeds=embeds, use_cache=False, output_hidden_states=True, **self.places(mask))
         return [found.hidden_states[layer] for layer in layers]

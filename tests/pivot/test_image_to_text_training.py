@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,31 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(fit: Run, config: Callable[.
     assert held and all(name.startswith("model.bridge.") or "lora_" in name for name in held)
 
 
+def test_pictures_are_aligned_with_their_captions(fit: Run, config: Callable[..., Config], tmp_path: Path) -> None:
+    """Its temperature learns with the bridge, and a run resumed in the middle goes on to the bit."""
+    keep = {"dirpath": str(tmp_path / "checkpoints"), "every_n_train_steps": 2, "save_top_k": -1}
+    saving = {"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": keep}
+    changes = {
+        "model__alignment": {"streams": ["photos"], "layers": [1, 2]},
+        "model__weights": {"photos/alignment": 0.5},
+        "trainer__callbacks": [*config()["trainer"]["callbacks"], saving],
+        "trainer__enable_checkpointing": True,
+        "trainer__max_steps": 4,
+    }
+    fit(**changes)
+    whole = steps(tmp_path)
+    moving, _ = moved(tmp_path)
+    assert {"train/photos/answers", "train/photos/alignment"} <= set(whole[0]["losses"])
+    assert moving and all(name.startswith("bridge.") for name in moving)
+    (checkpoint,) = (tmp_path / "checkpoints").glob("*step=2*")
+    held = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert {name.partition(".")[0] for name in held} == {"model", "logit_scale"}
+    assert float(held["logit_scale"]) != pytest.approx(math.log(1 / 0.07), abs=1e-6)
+    (tmp_path / "steps.jsonl").unlink()
+    fit("--ckpt_path", str(checkpoint), **changes)
+    assert steps(tmp_path) == whole[2:]
+
+
 def test_a_second_stage_starts_from_the_first(fit: Run, tmp_path: Path) -> None:
     fit()
     (tmp_path / "model").rename(tmp_path / "first")
@@ -258,6 +284,9 @@ def test_a_second_stage_starts_from_the_first(fit: Run, tmp_path: Path) -> None:
         ({"data__streams__photos__prompt": "<image>{word}"}, "has a field {word}; there are {text}"),
         ({"model__preset": "chat_s1_image_encoder", "data__loader__cache": "x"}, "an image encoder that still trains"),
         ({"model__optimizer__frozen": ["bridge"]}, "optimizer.frozen leaves nothing to train"),
+        ({"model__alignment": {"streams": ["photos"], "layers": []}}, "model.alignment needs streams and layers"),
+        ({"model__alignment": {"streams": ["x"], "layers": [1]}}, "names 'x', which is not among model.streams"),
+        ({"model__alignment": {"streams": ["photos"], "layers": [9]}}, "layer 9: this language model has 0"),
         ({"model__network__bridge__heads": 3}, "bridge.heads is 3, which does not divide its width 32"),
         ({"model__network__language_model__pretrained": "runs/none"}, "no language model at runs/none"),
     ],
