@@ -29,17 +29,24 @@ class NoiseSettings:
     predicted is its `prediction_type`: epsilon (the noise), sample (the picture), v_prediction, or flow_prediction
     (flow matching: noise minus picture, as Sana's and all FlowMatch schedulers').
 
-    `min_snr`: amounts of noise count by the signal-to-noise ratio, cut at this (5 is usual); None: all the same.
+    `min_snr`: an error of the picture counts by the signal-to-noise ratio, cut at this (5 is usual) and not below
+    `snr_floor` (1 keeps weight where all is noise and places are decided; of no use to epsilon, which then says nothing
+    of the picture). None: all the same.
     `density` of flow matching's amounts: uniform or logit_normal.
     """
 
     scheduler: dict[str, Any] = field(default_factory=dict)
     min_snr: float | None = None
     density: str = "uniform"
+    snr_floor: float = 0.0
 
     def __post_init__(self) -> None:
         if self.min_snr is not None and self.min_snr <= 0:
             raise ValueError(f"noise.min_snr is {self.min_snr}; give a number above 0 (5 is usual), or null")
+        if not 0 <= self.snr_floor <= (self.min_snr or 0.0):
+            raise ValueError(
+                f"noise.snr_floor is {self.snr_floor}; give 0 up to noise.min_snr, which is {self.min_snr}"
+            )
         if self.density not in DENSITIES:
             raise ValueError(f"noise.density is {self.density!r}; choose one of {', '.join(DENSITIES)}")
 
@@ -70,6 +77,10 @@ class Noise:
     def __init__(self, config: dict[str, Any], settings: NoiseSettings) -> None:
         self.settings = settings
         self.prediction = prediction_of(config)
+        if settings.snr_floor and self.prediction == "epsilon":
+            raise ValueError(
+                "noise.snr_floor is of no use where the noise is predicted; set it to 0, or predict sample"
+            )
         if self.prediction == "flow_prediction":
             changes = {
                 "shift": float(config.get("shift", config.get("flow_shift", 1.0))),
@@ -110,7 +121,7 @@ class Noise:
         return Noised(noisy, timesteps, noise - clean, self._weight(((1 - sigmas) / sigmas) ** 2, sigmas**2))
 
     def _weight(self, ratio: Tensor, variance: Tensor) -> Tensor:
-        """Min-SNR (B,): an error of the picture counts min(ratio, limit); what is predicted errs by a share of that.
+        """(B,): an error of the picture counts the ratio within its bounds; what is predicted errs by a share of that.
 
         `ratio`: of signal to noise, `variance`: of the noise. With x the picture and s^2 the variance, an error e of
         the noise is one of e / sqrt(ratio) of x; one of velocity or flow is one of s e.
@@ -118,10 +129,10 @@ class Noise:
         limit = self.settings.min_snr
         if limit is None:
             return torch.ones_like(ratio)
-        capped = ratio.clamp(max=limit)
+        held = ratio.clamp(self.settings.snr_floor, limit)
         if self.prediction == "epsilon":
-            return (limit / ratio).clamp(max=1.0)  # capped / ratio, and 1 where all is noise
-        return capped if self.prediction == "sample" else capped * variance
+            return (limit / ratio).clamp(max=1.0)  # held / ratio, and 1 where all is noise
+        return held if self.prediction == "sample" else held * variance
 
 
 def _check_options(given: dict[str, Any]) -> None:

@@ -53,10 +53,15 @@ def test_flow_matching_by_other_names_and_with_a_shift() -> None:
     torch.testing.assert_close(named.scheduler.sigmas, process.scheduler.sigmas)
 
 
+@pytest.mark.parametrize("floor", [0.0, 1.0])
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow_prediction"])
-def test_min_snr_makes_errors_of_the_picture_count_alike_whatever_is_predicted(prediction: str) -> None:
-    """An error of what is predicted, turned into one of the picture by the definition of each, counts min(SNR, 5)."""
-    process, clean, found = drawn(prediction, min_snr=5.0)
+def test_min_snr_makes_errors_of_the_picture_count_alike_whatever_is_predicted(prediction: str, floor: float) -> None:
+    """An error of what is predicted, turned into one of the picture by the definition of each, counts the SNR, held."""
+    if prediction == "epsilon" and floor:
+        with pytest.raises(ValueError, match="snr_floor is of no use where the noise is predicted"):
+            drawn(prediction, min_snr=5.0, snr_floor=floor)
+        return
+    process, _, found = drawn(prediction, min_snr=5.0, snr_floor=floor)
     if prediction == "flow_prediction":
         sigma = found.timesteps / 50
         ratio, share = ((1 - sigma) / sigma) ** 2, sigma
@@ -64,7 +69,7 @@ def test_min_snr_makes_errors_of_the_picture_count_alike_whatever_is_predicted(p
         signal, deviation = (factor.flatten() for factor in kept(process, found.timesteps))
         ratio = (signal / deviation) ** 2
         share = {"epsilon": deviation / signal, "sample": torch.ones(64), "v_prediction": deviation}[prediction]
-    torch.testing.assert_close(found.weight, ratio.clamp(max=5.0) * share**2, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(found.weight, ratio.clamp(floor, 5.0) * share**2, atol=1e-5, rtol=1e-3)
 
 
 def test_min_snr_is_finite_where_all_is_noise() -> None:
@@ -89,6 +94,8 @@ def test_all_chance_comes_from_the_generator() -> None:
         ({"scheduler": {"prediction_type": "noise"}}, "prediction_type is 'noise'; known: epsilon"),
         ({"scheduler": {"beta_schedule": "steep"}}, "noise.scheduler makes no DDPMScheduler"),
         ({"min_snr": 0.0}, "give a number above 0"),
+        ({"snr_floor": 1.0}, "give 0 up to noise.min_snr, which is None"),
+        ({"snr_floor": 6.0, "min_snr": 5.0}, "give 0 up to noise.min_snr, which is 5.0"),
         ({"density": "normal"}, "choose one of uniform, logit_normal"),
     ],
 )
