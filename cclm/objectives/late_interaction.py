@@ -1,4 +1,4 @@
-"""Late interaction: each token of a target must find its like among the states of its own context, not of another's."""
+"""Late interaction: the tokens of a target and the states of its own context must find each other, not another's."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from cclm.types import View
 
 
 class LateInteraction(Objective):
-    """InfoNCE, both directions, over the mean of a target's tokens' best cosines with the states of a context (FILIP).
+    """InfoNCE, both directions, over how alike a context and a target are part by part (FILIP, Yao et al. 2022).
 
-    Where `Contrastive` compares what views are as a whole, this has each word of a text be somewhere in the context.
-    Rows of other ranks are no partners here: states are many times what embeddings are.
+    Where `Contrastive` compares what views are as a whole, this has each word of a text be somewhere in the context,
+    and nothing be there that is not in the text. Rows of other ranks are no partners here: states are many times what
+    embeddings are.
     """
 
     def forward(self, pair: EncodedPair, draft: Draft | None = None, view: View | None = None) -> Tensor:
@@ -24,9 +25,17 @@ class LateInteraction(Objective):
 
 
 def interaction(context: View, target: View) -> Tensor:
-    """(B, C) float32, how far every token of C targets is found among the states of B contexts, from -1 to 1."""
-    states, tokens = (F.normalize(each.states.float(), dim=-1) for each in (context, target))  # (B, N, D), (C, T, D)
-    alike = torch.einsum("bnd,ctd->bcnt", states, tokens)
-    best = alike.masked_fill(~context.mask[:, None, :, None], -1.0).amax(2)  # (B, C, T)
-    weight = target.mask.float()  # (C, T)
-    return (best * weight).sum(-1) / weight.sum(-1).clamp(min=1.0)
+    """(B, C) float32 from -1 to 1, of B contexts and C targets: the mean over the states of one of the best cosine
+    with a state of the other, taken both ways and halved.
+    """
+    ours, theirs = (F.normalize(view.states.float(), dim=-1) for view in (context, target))  # (B, N, D), (C, T, D)
+    alike = torch.einsum("bnd,ctd->bcnt", ours, theirs)
+    of_target = alike.masked_fill(~context.mask[:, None, :, None], -1.0).amax(2)  # (B, C, T)
+    of_context = alike.masked_fill(~target.mask[None, :, None, :], -1.0).amax(3)  # (B, C, N)
+    return (_mean(of_target, target.mask[None]) + _mean(of_context, context.mask[:, None])) / 2
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Over the last dimension, of what is not masked."""
+    weight = mask.to(values.dtype)
+    return (values * weight).sum(-1) / weight.sum(-1).clamp(min=1.0)
