@@ -42,9 +42,9 @@ def test_every_config_parses(file: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_a_control_differs_from_its_run_in_the_language_model_alone() -> None:
-    for name in ("photos", "scenes"):
+    for name, aligned in (("photos", ""), ("scenes", "_aligned")):
         run, control = ((CONFIGS / f"{name}_chat{end}.yaml").read_text() for end in ("", "_control"))
-        body = run[run.index("system:") :].replace(f"runs/{name}_lm/", f"runs/{name}_lm_english/")
+        body = run[run.index("system:") :].replace(f"runs/{name}_lm{aligned}/", f"runs/{name}_lm_english/")
         body = body.replace(f"runs/{name}_chat", f"runs/{name}_chat_control")
         assert yaml.safe_load(body) == yaml.safe_load(control)
 
