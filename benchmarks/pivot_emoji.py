@@ -3,11 +3,11 @@
 OMP_NUM_THREADS=1 python benchmarks/pivot_emoji.py            # hours on one core; goes on where it was stopped
 python benchmarks/pivot_emoji.py --smoke                      # a few steps of everything, nothing written
 
-Trains what is missing by `cclm fit`, for each of three seeds: a language model of names in 20 languages and one of
-English names alone, the control; on each of them, frozen, a painter from pictures with English names. A picture must
-find its English name among 100, R-precision@10; chance is 10 %. The judge is the retrieval model of emoji_full.yaml,
-which has nothing in common with the painters but the data. Writes results/pivot_emoji.json and contact sheets of the
-first seed. No reranking anywhere.
+Trains what is missing by `cclm fit`: a language model of names in 20 languages and one of English names alone, the
+control, each the same for all seeds (runs/emoji_lm, runs/emoji_lm_english); on each of them, frozen, three painters
+from pictures with English names, one a seed. A picture must find its English name among 100, R-precision@10; chance is
+10 %. The judge is the retrieval model of emoji.yaml (or emoji_full.yaml), which has nothing in common with the painters
+but the data. Writes results/pivot_emoji.json and contact sheets of the first seed. No reranking anywhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from machine import RESULTS, facts, write
-from pivot_runs import Run, built, cclm, fitted, over_seeds, seconds_of
+from pivot_runs import Run, built, cclm, fitted, over_seeds, seconds_of, shared
 
 from cclm.evaluation.generation import HEADLINE, GenerationReport
 from cclm.storage import whole_file
@@ -51,12 +51,10 @@ class Plan:
     judge: Path
     options: tuple[str, ...]
     changes: dict[str, Any] = field(default_factory=dict)
-
-    def language_model(self, variant: str, seed: int) -> Run:
-        return Run(f"lm_{variant}", LANGUAGE_MODELS[variant], seed, self.changes)
+    shared: Path = Path("runs")  # of language models
 
     def painting(self, variant: str, seed: int) -> Run:
-        reader = self.language_model(variant, seed).folder(self.runs) / "pretrained"
+        reader = shared(LANGUAGE_MODELS[variant], self.shared, self.changes)
         return Run(f"paint_{variant}", PAINT, seed, {KEY: reader, **self.changes})
 
     def report(self, variant: str, seed: int) -> Path:
@@ -79,7 +77,6 @@ def measure(plan: Plan) -> dict[str, list[GenerationReport]]:
     """Variant -> the report of each seed."""
     found: dict[str, list[GenerationReport]] = {variant: [] for variant in LANGUAGE_MODELS}
     for seed, variant in itertools.product(plan.seeds, LANGUAGE_MODELS):
-        fitted(plan.language_model(variant, seed), plan.runs)
         model, output = fitted(plan.painting(variant, seed), plan.runs), plan.report(variant, seed)
         if not output.is_file():
             given = {"--model": model, "--judge": plan.judge, "--data": f"{DATA}/test", "--seed": seed}
@@ -112,13 +109,13 @@ def planned() -> tuple[Plan, bool]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--prompts", type=int, default=300, help="in galleries of 100")
-    parser.add_argument("--judge", default="emoji_full", choices=JUDGES, help="emoji is trained in ten minutes")
+    parser.add_argument("--judge", default="emoji", choices=JUDGES, help="emoji is trained in minutes")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
     given = parser.parse_args()
     seeds, judge = tuple(map(int, given.seeds.split(","))), prepare(given.judge)
     if given.smoke:
         folder = Path(tempfile.mkdtemp(prefix="pivot_emoji_"))
-        return Plan(folder, seeds[:1], judge, ("--prompts=12", "--sampling.steps=2"), dict(SMOKE)), True
+        return Plan(folder, seeds[:1], judge, ("--prompts=12", "--sampling.steps=2"), dict(SMOKE), folder), True
     return Plan(Path("runs/pivot_emoji"), seeds, judge, (f"--prompts={given.prompts}",)), False
 
 
@@ -134,8 +131,8 @@ def main() -> None:
         **{variant: summary(found) for variant, found in reports.items()},
         "judge": str(plan.judge),
         "seconds": {
-            run(variant, 0).name: [seconds_of(run(variant, seed), plan.runs) for seed in plan.seeds]
-            for variant, run in itertools.product(LANGUAGE_MODELS, (plan.language_model, plan.painting))
+            variant: [seconds_of(plan.painting(variant, seed), plan.runs) for seed in plan.seeds]
+            for variant in LANGUAGE_MODELS
         },
         **facts(torch=torch.__version__),
     }

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from machine import RESULTS, facts, write
-from pivot_runs import ROOT, Run, built, cclm, fitted, over_seeds, seconds_of
+from pivot_runs import ROOT, Run, built, cclm, fitted, over_seeds, seconds_of, shared
 
 from cclm.data.shards import read_records, write_shards
 from cclm.evaluation.adapters.open import model_hash
@@ -68,11 +68,7 @@ class Plan:
         """Its folder, trained where it is not there."""
         if self.each:
             return fitted(Run(name, LANGUAGE_MODELS[name], seed, self.changes), self.runs)
-        folder = self.shared / name
-        changes = {"trainer.default_root_dir": folder} | self.changes
-        told = [f"--{key}={value}" for key, value in changes.items()]
-        built(str(folder / "pretrained"), "fit", "--config", LANGUAGE_MODELS[name], *told)
-        return folder / "pretrained"
+        return shared(LANGUAGE_MODELS[name], self.shared, self.changes)
 
     def run(self, variant: str, seed: int) -> Run:
         config, name = VARIANTS[variant]

@@ -63,6 +63,14 @@ def fitted(run: Run, runs: Path) -> Path:
     return folder / "pretrained"
 
 
+def shared(config: str, runs: Path, changes: dict[str, Any]) -> Path:
+    """The pretrained folder of a model that all seeds share, below `runs`, trained if it is not there."""
+    folder = runs / Path(config).stem
+    told = {"trainer.default_root_dir": folder} | changes
+    built(str(folder / "pretrained"), "fit", "--config", config, *(f"--{key}={value}" for key, value in told.items()))
+    return folder / "pretrained"
+
+
 def seconds_of(run: Run, runs: Path) -> int:
     return json.loads((run.folder(runs) / NOTE).read_text(encoding="utf-8"))["seconds"]
 
