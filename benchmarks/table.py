@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pivot_table import pivots
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
 BEGIN, END = "<!-- figures: begin (made by benchmarks/table.py) -->", "<!-- figures: end -->"
@@ -274,7 +276,10 @@ def benchmark_rows() -> list[tuple[str, ...]]:
 
 
 def figures() -> str:
-    return "\n".join([BEGIN, "", *transfer(), "", *multi30k(), "", *speed(), "", *reference(), "", END])
+    results = {f"pivot_{name}": read(f"pivot_{name}") for name in ("scenes", "photos", "emoji", "languages", "cost")}
+    pivoted = pivots(results, {name: where(result) for name, result in results.items()})
+    sections = [transfer(), multi30k(), pivoted, speed(), reference()]
+    return "\n".join([BEGIN, "", *(line for section in sections for line in [*section, ""]), END])
 
 
 def renewed(readme: str) -> str:

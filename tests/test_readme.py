@@ -61,10 +61,13 @@ def snippet(name: str) -> str:
 
 
 def load(file: Path, name: str) -> ModuleType:
+    """A script, with its neighbours within reach as when it is run."""
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(file.parent)
+        spec.loader.exec_module(module)
     return module
 
 

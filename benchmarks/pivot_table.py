@@ -1,0 +1,145 @@
+"""README's tables of the pivots, lines of Markdown from benchmarks/results/pivot_*.json; table.py sets them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SCENES = ("en", "de", "tr", "zh")
+PHOTOS = ("en", "de", "fr", "cs", "pt")
+EMOJI = ("en", "de", "fr", "tr", "ar", "zh")
+PHOTO_AIM = {
+    "zero-shot": "others ≥ 50 % of en, fidelity ≥ 90, en above nearest",
+    "quasi-zero-shot": "none: beside it",
+    "control": "others about 0",
+}
+READERS = {"aligned": "its languages aligned (stage 0)", "unaligned": "not aligned", "control": "English only: control"}
+
+
+def pivots(read: Mapping[str, Mapping[str, Any]], where: Mapping[str, str]) -> list[str]:
+    """`read`: results by name, empty where there are none; `where`: machine, date and commit of each."""
+    lines = [
+        "**Pivots** (MPM). Pictures are met with English captions alone; means of three seeds (± their deviation)."
+    ]
+    lines += scenes(read["pivot_scenes"], where["pivot_scenes"])
+    lines += photos(read["pivot_photos"], where["pivot_photos"])
+    lines += emoji(read["pivot_emoji"], where["pivot_emoji"])
+    lines += languages(read["pivot_languages"], where["pivot_languages"])
+    return [*lines, *cost(read["pivot_cost"], where["pivot_cost"])]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["", *("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))]
+
+
+def mean(found: Mapping[str, Any], digits: int = 1, factor: float = 100.0) -> str:
+    """Of a metric over seeds: its mean and their deviation."""
+    if not found:
+        return ""
+    spread = "" if found["deviation"] is None else f" ± {factor * found['deviation']:.{digits}f}"
+    return f"{factor * found['mean']:.{digits}f}{spread}"
+
+
+def scenes(result: Mapping[str, Any], where: str) -> list[str]:
+    """Both directions, a row for each language model."""
+    lines = [
+        "",
+        "Drawn scenes whose combination of attributes was never seen, %. To text: all four attributes right in the",
+    ]
+    lines += [
+        "language asked for. To picture: attributes that a trained reader finds as asked, (mismatched: as asked of"
+    ]
+    lines += [f"another picture). Kept: the worst language's share of English, above mismatched. {where}".rstrip()]
+    head = ["direction", "language model", *SCENES, "mismatched", "kept, worst of others", "aim"]
+    rows = []
+    for part, direction, metric, aim in (
+        ("chat", "to text", "exact", "75"),
+        ("paint", "to picture", "attributes", "85"),
+    ):
+        for variant, title in READERS.items():
+            own = result.get(part, {}).get(variant, {})
+            cells = [mean(own.get(language, {}).get(metric, {})) for language in SCENES]
+            floor = mean(own.get("en", {}).get("mismatched", {}))
+            rows.append(
+                [direction, title, *cells, floor, mean(own.get("least_kept", {})), aim if variant == "aligned" else ""]
+            )
+    return [*lines, *table(head, rows)]
+
+
+def photos(result: Mapping[str, Any], where: str) -> list[str]:
+    """CIDEr and fidelity of captions of photographs."""
+    lines = [
+        "",
+        "Captions of 1,147 photographs against the one sentence that all languages share: CIDEr (language fidelity,",
+    ]
+    lines += [f"%); nearest is the caption of the training photograph that looks most alike. {where}".rstrip()]
+    head = ["regime", *PHOTOS, "worst of others / en", "aim"]
+    rows = []
+    for variant, aim in PHOTO_AIM.items():
+        own = result.get("variants", {}).get(variant, {})
+        each = [own.get(language, {}).get("parallel", {}) for language in PHOTOS]
+        cells = [f"{mean(one['CIDEr'], factor=1)} ({one['fidelity']['mean']:.1f})" if one else "" for one in each]
+        worst = min((one["of_en"]["mean"] for one in each[1:] if one), default=None)
+        rows.append([variant, *cells, "" if worst is None else f"{worst:.0f} %", aim])
+    level = [result["nearest"][language]["parallel"]["CIDEr"] for language in PHOTOS] if result else []
+    rows.append(["nearest", *(f"{one:.1f}" for one in level), *[""] * (len(head) - 1 - len(level))])
+    return [*lines, *table(head, rows)]
+
+
+def emoji(result: Mapping[str, Any], where: str) -> list[str]:
+    """R-precision@10 of 100 by language."""
+    lines = [
+        "",
+        "Emoji art from English names, asked for in five other languages: R-precision@10 of 100, % (chance 10), by the",
+    ]
+    lines += [f"retrieval model of `emoji.yaml`. {where}".rstrip()]
+    head = ["language model", *EMOJI, "worst of others / en", "real pictures", "aim"]
+    rows = []
+    for variant, title in (("aligned", "20 languages, aligned"), ("control", READERS["control"])):
+        own = result.get(variant, {})
+        cells = [mean(own.get("languages", {}).get(code, {}).get("R-precision@10", {}), factor=1) for code in EMOJI]
+        real = mean(own.get("real", {}).get("R-precision@10", {}), factor=1)
+        rows.append([title, *cells, mean(own.get("ratio", {})), real, "50 %" if variant == "aligned" else "chance"])
+    return [*lines, *table(head, rows)]
+
+
+def languages(result: Mapping[str, Any], where: str) -> list[str]:
+    """What the language models know: translation, and the probe."""
+    lines = [
+        "",
+        "The language models themselves: chrF from / into English of sentences that they never read (scenes: read)",
+    ]
+    lines += [f"and the probe's R@1, %, in its best layer. {where}".rstrip()]
+    rows = []
+    for name, own in result.get("models", {}).items():
+        others = sorted({code for pair in own["directions"] for code in pair.split("-")} - {"en"})
+        told = ", ".join(
+            f"{code} {own['directions'][f'en-{code}']['chrF']:.0f} / {own['directions'][f'{code}-en']['chrF']:.0f}"
+            for code in others
+        )
+        rows.append([f"`{name}.yaml`", told, f"{max(own['alignment']['R@1']):.1f} (layer {own['alignment']['layer']})"])
+    return [*lines, *table(["config", "chrF", "R@1"], rows)] if rows else []
+
+
+def cost(result: Mapping[str, Any], where: str) -> list[str]:
+    """S1 beside plain fine-tuning."""
+    head = [
+        "stage 1 of",
+        "faster than plain fine-tuning",
+        "than a frozen loop",
+        "memory of plain",
+        "aim",
+        "where and when",
+    ]
+    rows = [
+        [
+            f"`{name}`, {sum(own['millions_of_parameters'].values()):.0f} M parameters",
+            f"{own['faster_than_plain']} x",
+            f"{own['faster_than_frozen']} x",
+            f"{100 * own['memory_of_plain']:.0f} %",
+            "1.5 x",
+            where,
+        ]
+        for name, own in result.get("sizes", {}).items()
+    ]
+    return table(head, rows) if rows else []
