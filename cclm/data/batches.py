@@ -18,6 +18,7 @@ from cclm.data.forms import Form, PairForm, Prompter, Tokens
 from cclm.data.pairs import PairDrawer, UnwantedError
 from cclm.data.readers import ImageReader, ImageRequest, Processor, Seen
 from cclm.data.seeding import permutation_of, random_of, seed_of
+from cclm.data.shards import list_shards, manifests
 from cclm.data.stream import Located, Share, StreamSettings, open_stream
 from cclm.errors import SampleError
 from cclm.types import Batch, Pair
@@ -61,6 +62,16 @@ class StreamConfig:
             return processor.form(self.prompt, self.max_tokens)
         except ValueError as error:
             raise ValueError(f"stream {name}: {error}") from None
+
+    @property
+    def paths(self) -> list[str]:
+        """Of its shards. Errors: as list_shards."""
+        return list_shards(self.shards if isinstance(self.shards, str) else list(self.shards), self.allow_pipe)
+
+    def languages(self) -> dict[str, int]:
+        """Those of its texts -> records that have one, 0 where no manifest tells. Errors: as list_shards."""
+        there = sum((Counter(each.languages) for each in manifests(self.paths).values() if each), Counter())
+        return {code: there[code] for code in sorted(self.pairs.spoken(there))}
 
     def settings(self, name: str, seed: int) -> StreamSettings:
         own = seed_of(seed, name)  # two streams over one folder must not walk it in step

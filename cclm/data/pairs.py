@@ -56,6 +56,10 @@ class PairDrawer(ABC):
         most = max(rates.values(), default=1.0)
         self._rates = {language: max(rate / most, _LEAST_RATE) for language, rate in rates.items()}
 
+    def spoken(self, there: Iterable[str]) -> set[str]:
+        """Languages of its texts, `there` being those of the dataset: the wanted ones, else all."""
+        return {*(there if self.languages is None else self.languages), *self._required()}
+
     @abstractmethod
     def draw(self, record: Record, draw: random.Random) -> list[Pair]:
         """The pairs of this epoch, none where temperature passes over the record this time. Errors: UnwantedError.

@@ -230,6 +230,12 @@ def list_shards(source: Source, allow_pipe: bool = False) -> list[str]:
     return paths
 
 
+def manifests(paths: Iterable[str]) -> dict[Path, Manifest | None]:
+    """Of the folders that these shards lie in; None for one without. Errors: ValueError for a damaged one."""
+    folders = dict.fromkeys(Path(path).parent for path in paths)
+    return {folder: Manifest.load(folder) if (folder / MANIFEST).is_file() else None for folder in folders}
+
+
 def check_languages(source: str, languages: Collection[str] | None) -> None:
     """Before hours of work. Errors: ValueError naming the languages that the data has, as its manifest tells."""
     if languages and (Path(source) / MANIFEST).is_file():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from cclm.data.batches import StreamConfig
-from cclm.data.shards import MANIFEST, Manifest, list_shards
+from cclm.data.shards import manifests
 from cclm.models.card import CardFacts, StreamFacts
 from cclm.training.settings import NetworkSettings
 
@@ -61,22 +61,15 @@ def _origin(network: NetworkSettings, trained: bool) -> str:
 
 
 def _stream(name: str, config: StreamConfig, objectives: tuple[str, ...]) -> StreamFacts:
-    shards = [config.shards] if isinstance(config.shards, str) else list(config.shards)
-    samples: int | None = 0
-    languages: dict[str, int] = {}
-    listed: dict[Path, set[str]] = {}
-    for path in list_shards(shards, config.allow_pipe):
-        listed.setdefault(Path(path).parent, set()).add(Path(path).name)
-    for folder, names in listed.items():
-        if not (folder / MANIFEST).is_file():
-            samples = None
-            continue
-        manifest = Manifest.load(folder)
-        if samples is not None:
-            samples += sum(entry.samples for entry in manifest.shards if entry.name in names)
-        for language, count in manifest.languages.items():
-            languages[language] = languages.get(language, 0) + count
-    wanted = config.pairs.languages
-    anchor = getattr(config.pairs, "anchor", None)
-    trained = {code: n for code, n in languages.items() if wanted is None or code in wanted or code == anchor}
-    return StreamFacts(name, tuple(shards), samples, dict(sorted(trained.items())), config.batch_size, objectives)
+    paths = config.paths
+    found, read = manifests(paths), set(map(Path, paths))
+    counts = [
+        entry.samples
+        for folder, each in found.items()
+        for entry in (each.shards if each else ())
+        if folder / entry.name in read
+    ]
+    samples = None if None in found.values() else sum(counts)
+    languages = {code: count for code, count in config.languages().items() if count}
+    shards = [config.shards] if isinstance(config.shards, str) else config.shards
+    return StreamFacts(name, tuple(shards), samples, languages, config.batch_size, objectives)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from cclm.data.batches import StreamConfig
 from cclm.data.pairs import ImageCaption, Translation
-from cclm.data.shards import MANIFEST, Manifest, list_shards
 from cclm.objectives.base import EncodedPair
 from cclm.objectives.late_interaction import LateInteraction
 from cclm.pivot.image_to_text import MODEL_TYPE, ImageToTextSettings
@@ -155,15 +154,8 @@ def notes(preset: str, streams: Mapping[str, StreamConfig]) -> TrainingNotes:
         pairs = stream.pairs
         if isinstance(pairs, Translation):  # texts alone
             continue
-        languages = sorted(pairs.languages or _languages(stream))
+        languages = list(stream.languages())
         translated = isinstance(pairs, ImageCaption) and pairs.texts == "parallel"
         shares = dict.fromkeys(languages, pairs.share) if translated else {}
         found = found.then(TrainingNotes((), tuple(languages), shares))
     return replace(found, presets=(preset,))
-
-
-def _languages(stream: StreamConfig) -> set[str]:
-    """All that the manifests of its shards tell of."""
-    source = stream.shards if isinstance(stream.shards, str) else list(stream.shards)
-    folders = {Path(path).parent for path in list_shards(source, stream.allow_pipe)}
-    return {code for folder in folders if (folder / MANIFEST).is_file() for code in Manifest.load(folder).languages}

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from cclm.data.batches import StreamConfig
-from cclm.data.shards import MANIFEST, Manifest, list_shards
 from cclm.objectives.base import EncodedPair
 from cclm.objectives.contrastive import Contrastive
 from cclm.objectives.late_interaction import LateInteraction
@@ -106,7 +105,7 @@ class LanguageModelSystem(System):
         asked = [stream for name, stream in streams.items() if not self._aligns(name)]
         self.processor.template = self.processor.template or next((stream.prompt for stream in asked), None)
         before = getattr(self.model.plain.config, "languages", None) or []
-        languages = {code for stream in asked for code in _languages(stream)}
+        languages = {code for stream in asked for code in stream.languages()}
         self.model.plain.config.languages = sorted(languages.union(before))
 
     def _aligns(self, stream: str) -> bool:
@@ -161,13 +160,3 @@ class LanguageModelData(StreamDataModule):
         self.validation, self.testing = {**(validation or {})}, {**(test or {})}
         for name, chosen in (self.validation | self.testing).items():
             chosen.check(name)
-
-
-def _languages(stream: StreamConfig) -> set[str]:
-    """Those of its answers: the wanted ones, else all that the manifests of its shards tell of."""
-    anchor = getattr(stream.pairs, "anchor", None)
-    if stream.pairs.languages:
-        return {*stream.pairs.languages, *([anchor] if anchor else [])}
-    source = stream.shards if isinstance(stream.shards, str) else list(stream.shards)
-    folders = {Path(path).parent for path in list_shards(source, stream.allow_pipe)}
-    return {code for folder in folders if (folder / MANIFEST).is_file() for code in Manifest.load(folder).languages}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +26,7 @@ from cclm.data.state_cache import CacheSettings, cached_states
 from cclm.data.stream import Share
 from cclm.models.processor import CCLMProcessor
 from cclm.types import ImageInput, ImagesInput, PairBatch, Record, Region, RegionInput, Statement, StatesInput
-from tests.data.conftest import image_records, picture
+from tests.data.conftest import image_records, picture, text_records
 from tests.data.test_shards import write_tar
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255), "black": (0, 0, 0), "yellow": (255, 255, 0)}
@@ -383,3 +384,17 @@ def test_cached_states_serve_statements_and_refuse_the_rest(
     write_shards(said_records(8, images=2), tmp_path / "two")
     with pytest.raises(ValueError, match="set it to null for streams of several images a record"):
         next(stream_of(str(tmp_path / "two"), Statements(), processor, CachedStates(cache, train=True)))
+
+
+def test_languages_of_a_stream_are_the_wanted_ones_else_all(tmp_path: Path) -> None:
+    write_shards(text_records(8), tmp_path / "texts")
+    (tmp_path / "bare").mkdir()
+    shutil.copy(tmp_path / "texts" / "000000.tar", tmp_path / "bare")
+
+    def languages(folder: str, **drawer: Any) -> dict[str, int]:
+        shards = {str(tmp_path / folder): 1.0}
+        return StreamConfig(shards, Translation(**drawer), 2).languages()
+
+    assert languages("texts") == {"de": 8, "en": 8, "fr": 8}
+    assert languages("texts", languages=["de"], anchor="en") == {"de": 8, "en": 8}
+    assert languages("bare", languages=["de"], anchor="en") == {"de": 0, "en": 0} and languages("bare") == {}
