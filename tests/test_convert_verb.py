@@ -303,12 +303,15 @@ def test_options(
         ("cclm.th", "would replace"),
         ("other.txt", "is a file; choose a new or empty folder"),
         ("{place}/thesis", "holds chapter.tex, which is not replaced"),
+        ("lm", "lm holds a model of another kind, which is not replaced; choose another"),
         (".", "would replace"),
         ("/dev/null/out", "cannot be written: /dev/null is no folder that you may write to"),
     ],
 )
 def test_outputs(place: Path, source: Path, capfd: pytest.CaptureFixture, output: str, message: str) -> None:
     source.with_name("other.txt").write_text("mine")
+    source.with_name("lm").mkdir()
+    (source.with_name("lm") / "config.json").write_text('{"model_type": "llama"}')
     before = everything(source.parent), everything(place)
     target = source.parent / output.format(place=place)
     assert message in complaint(["convert", str(source), str(target)], capfd)

@@ -8,13 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What a pretrained folder consists of; other tokenizers than ours have more files than one.
+from cclm.storage import check_replaceable
+
+# What a pretrained folder of any of our models consists of; other tokenizers than ours have more files than one.
 EXPORTED = (
-    *("README.md", "config.json", "processor_config.json", "modules.json", "original.json", "choice.json"),
+    *("README.md", "config.json", "generation_config.json", "modules.json", "original.json", "choice.json"),
+    *("processor_config.json", "pivot_processor.json", "chat_template.jinja"),
     *("original.safetensors", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("sentencepiece.bpe.model", "vocab.txt", "vocab.json", "merges.txt"),
 )
+
+
+def check_export(folder: Path | str, kind: str) -> None:
+    """Before the work. Errors: ValueError for a folder that holds anything but a former export of this kind of model,
+    as its config.json calls it.
+    """
+    config = check_replaceable(folder, EXPORTED) / "config.json"
+    if config.is_file() and model_type(config) != kind:
+        raise ValueError(f"output {folder} holds a model of another kind, which is not replaced; choose another")
 
 
 def is_here(name: str) -> bool:

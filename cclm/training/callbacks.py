@@ -21,9 +21,9 @@ from cclm.errors import first_line
 from cclm.models.card import write_card
 from cclm.models.choice import Choice, is_test
 from cclm.models.model import CCLMConfig
-from cclm.models.names import EXPORTED, model_type
+from cclm.models.names import check_export
 from cclm.models.sentence import write_modules
-from cclm.storage import check_replaceable, whole_file, whole_folder
+from cclm.storage import whole_file, whole_folder
 from cclm.training.facts import card_facts
 from cclm.training.validation import LOGGED
 
@@ -131,13 +131,7 @@ class Export(pl.Callback):
     def setup(self, trainer: pl.Trainer, system: pl.LightningModule, stage: str) -> None:
         """Errors: ValueError, before the training, for a folder that holds anything but a former export."""
         for folder in filter(None, (self.folder, self.initial)) if stage == "fit" else ():
-            check_replaceable(folder, EXPORTED)
-            config = Path(folder) / "config.json"
-            if config.is_file() and model_type(config) != CCLMConfig.model_type:
-                raise ValueError(
-                    f"export: {folder} holds a model of another kind, which is not replaced; choose another"
-                )
-
+            check_export(folder, CCLMConfig.model_type)
         if self.best and stage == "fit":
             self._check_best(trainer)
 

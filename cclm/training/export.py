@@ -9,15 +9,14 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
-from cclm.models.names import EXPORTED, model_type
-from cclm.storage import check_replaceable, whole_folder
+from cclm.models.names import check_export
+from cclm.storage import whole_folder
 
 _log = logging.getLogger(__name__)
-_FILES = (*EXPORTED, "pivot_processor.json", "chat_template.jinja", "generation_config.json")
 
 
 class Exporting(Protocol):
-    """A system whose model can be written. `exports`: what its config.json says it is of, the start of it at least."""
+    """A system whose model can be written. `exports`: what its config.json says it is of."""
 
     exports: str
 
@@ -39,12 +38,7 @@ class ExportFolder(pl.Callback):
         """Errors: ValueError, before the training, for a folder that holds anything but a former export."""
         if stage != "fit":
             return
-        check_replaceable(self.folder, _FILES)
-        config = Path(self.folder) / "config.json"
-        if config.is_file() and not str(model_type(config)).startswith(system.exports):
-            raise ValueError(
-                f"export: {self.folder} holds a model of another kind, which is not replaced; choose another"
-            )
+        check_export(self.folder, system.exports)
         sets = trainer.datamodule.validation
         if self.lowest and (self.lowest.split("/")[0] not in sets or trainer.limit_val_batches == 0):
             there = ", ".join(sets) or "none"

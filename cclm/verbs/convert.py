@@ -42,14 +42,15 @@ def run(given: Namespace) -> None:
 
 def _forth(given: Namespace) -> None:
     from cclm.models.card import CardFacts, write_card
+    from cclm.models.config import CCLMConfig
     from cclm.models.convert import ConvertOptions, convert
-    from cclm.models.names import EXPORTED
+    from cclm.models.names import check_export
     from cclm.models.processor import save_settings
     from cclm.models.sentence import write_modules
-    from cclm.storage import check_replaceable, whole_folder
+    from cclm.storage import whole_folder
 
     _check_apart(given)
-    check_replaceable(given.output, EXPORTED)
+    check_export(given.output, CCLMConfig.model_type)
     options = ConvertOptions(given.image_size, given.num_heads, given.text, given.trust_pickle)
     converted = convert(given.source, options)
     processor = _processor(given.tokenizer, converted) if given.tokenizer else None
