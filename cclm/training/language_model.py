@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from cclm.data.batches import StreamConfig
 from cclm.objectives.base import EncodedPair
 from cclm.objectives.contrastive import Contrastive
-from cclm.objectives.late_interaction import LateInteraction
 from cclm.pivot.language_model import LanguageModelSettings, LayerEncoder, layer_view
 from cclm.pivot.processor import PivotProcessorSettings
 from cclm.training.base import System
@@ -22,8 +21,7 @@ from cclm.training.optim import OptimizerSettings, freeze
 from cclm.training.translations import TranslationSet
 from cclm.types import PairBatch, PromptBatch
 
-ANSWERS = "answers"
-OBJECTIVES = {"contrastive": Contrastive, "late_interaction": LateInteraction}  # of alignment
+ANSWERS, CONTRASTIVE = "answers", "contrastive"
 
 
 @dataclass(frozen=True)
@@ -32,14 +30,11 @@ class AlignmentSettings:
 
     `streams`: names of those in data.streams that have no prompt. `layers`: whose states meet, each with a loss of its
     own, of which the mean counts: 0 the embeddings, then the layers. `temperature`: to begin with; it is learned.
-    `objectives`: `contrastive` brings sentences together as a whole, `late_interaction` their words, of which a
-    denoiser's attention reads one by one.
     """
 
     streams: list[str]
     layers: list[int]
     temperature: float = 0.07
-    objectives: list[str] = field(default_factory=lambda: ["contrastive"])
 
     def check(self, streams: list[str]) -> None:
         """Errors: ValueError where something is missing, out of range, or one of `streams` that have a prompt."""
@@ -47,10 +42,6 @@ class AlignmentSettings:
             raise ValueError(f"model.streams and model.alignment.streams both have {twice.pop()!r}; name it once")
         if not self.streams or not self.layers:
             raise ValueError("model.alignment needs streams and layers; name at least one of each, or set it to null")
-        if not self.objectives or (set(self.objectives) - set(OBJECTIVES)):
-            raise ValueError(
-                f"model.alignment.objectives is {list(self.objectives)}; choose among {', '.join(OBJECTIVES)}"
-            )
         if self.temperature <= 0:
             raise ValueError(f"model.alignment.temperature is {self.temperature}; give a number above 0")
 
@@ -71,13 +62,13 @@ class LanguageModelSystem(System):
         seed: int = 0,
     ) -> None:
         """`streams`: names of those in data.streams that have a prompt. `weights`: "stream/answers" or
-        "stream/contrastive" (or another objective) -> factor of that loss, else 1.
+        "stream/contrastive" -> factor of that loss, else 1.
         """
         self.alignment = alignment
         if alignment:
             alignment.check(streams)
-        aligned, objectives = (alignment.streams, alignment.objectives) if alignment else ([], [])
-        named = dict.fromkeys(streams, [ANSWERS]) | dict.fromkeys(aligned, objectives)
+        aligned = alignment.streams if alignment else []
+        named = dict.fromkeys(streams, [ANSWERS]) | dict.fromkeys(aligned, [CONTRASTIVE])
         super().__init__(named, optimizer, weights, seed=seed)
         torch.manual_seed(seed)
         self.processor = processor.build()
@@ -89,7 +80,7 @@ class LanguageModelSystem(System):
             name for name, _ in self.model.named_parameters() if not network.pretrained or "lora_" in name
         }
         self.exports = self.model.plain.config.model_type
-        self.objectives = {name: OBJECTIVES[name]() for name in objectives}  # none has parameters
+        self.contrastive = Contrastive()
         if alignment:
             self.model.check_layers(alignment.layers)
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / alignment.temperature)))
@@ -115,25 +106,23 @@ class LanguageModelSystem(System):
         self, stream: str, batch: PromptBatch | PairBatch, generator: torch.Generator
     ) -> dict[str, Tensor]:
         if isinstance(batch, PairBatch):
-            return self._alignment_losses(batch)
+            return {CONTRASTIVE: self._alignment_loss(batch)}
         prompts = batch.prompts
         embeds = self.model.embed(prompts.input_ids)
         return {ANSWERS: self.model.loss(embeds, prompts.attention_mask, prompts.labels)}
 
-    def _alignment_losses(self, batch: PairBatch) -> dict[str, Tensor]:
-        """Means over the layers; the model reads each side once."""
+    def _alignment_loss(self, batch: PairBatch) -> Tensor:
+        """The mean over the layers; the model reads each side once."""
         layers = self.alignment.layers
         both = []
         for text in (batch.context, batch.target):
             states = self.model.states(text.input_ids, text.attention_mask, layers)
             both.append([layer_view(each, text.attention_mask) for each in states])
-        pairs = [
-            EncodedPair(LayerEncoder(self.model, layer, self.logit_scale), batch, context, target)
-            for layer, context, target in zip(layers, *both, strict=True)
-        ]
-        return {
-            name: torch.stack([objective(pair) for pair in pairs]).mean() for name, objective in self.objectives.items()
-        }
+        losses = []
+        for layer, context, target in zip(layers, *both, strict=True):
+            encoder = LayerEncoder(self.model, layer, self.logit_scale)
+            losses.append(self.contrastive(EncodedPair(encoder, batch, context, target)))
+        return torch.stack(losses).mean()
 
     def trainable(self) -> dict[str, nn.Parameter]:
         own = {"logit_scale": self.logit_scale} if self.alignment else {}

@@ -141,13 +141,14 @@ def test_a_new_model_learns_to_translate_and_is_a_plain_folder(fit: Callable[...
     assert again == written[: len(again)]
 
 
-def test_alignment_brings_states_of_translations_and_of_their_words_together(fit: Callable[..., Path]) -> None:
-    both = {"model__alignment__objectives": ["contrastive", "late_interaction"]}
-    folder = fit(aligned=True, trainer__max_steps=20, model__optimizer__lr=3e-3, **both)
-    steps = [step["losses"] for step in logged(folder)]
-    for name in ("train/pairs/contrastive", "train/pairs/late_interaction"):
-        assert float.fromhex(steps[-1][name]) < 0.8 * float.fromhex(steps[0][name])
-    assert "train/captions/answers" in steps[0]
+def test_alignment_brings_states_of_translations_together(fit: Callable[..., Path]) -> None:
+    folder = fit(aligned=True, trainer__max_steps=20, model__optimizer__lr=3e-3)
+    first, *_, last = (float.fromhex(step["losses"]["train/pairs/contrastive"]) for step in logged(folder))
+    assert last < 0.8 * first
+    assert {name for name in logged(folder)[0]["losses"] if "/" in name} >= {
+        "train/captions/answers",
+        "train/pairs/contrastive",
+    }
 
 
 def test_adapters_of_a_pretrained_model_train_alone(fit: Callable[..., Path], data: Path, tmp_path: Path) -> None:
@@ -212,7 +213,6 @@ def test_the_loss_of_translations_is_measured_per_language(
         (True, {"model__alignment__layers": [3]}, "layer 3: this language model has 0 (its embeddings) to 2"),
         (True, {"model__alignment__layers": []}, "model.alignment needs streams and layers"),
         (True, {"model__alignment__temperature": 0.0}, "temperature is 0.0; give a number above 0"),
-        (True, {"model__alignment__objectives": ["clip"]}, "objectives is ['clip']; choose among contrastive, late"),
         (True, {"model__streams": ["captions", "pairs"]}, "both have 'pairs'; name it once"),
         (False, {"model__streams": ["sentences"]}, "streams ['sentences'], data.streams are ['captions']"),
         (False, {"data__streams__captions__prompt": "<image><2{code}>"}, "1 mark(s) <image> for 0 picture(s)"),
