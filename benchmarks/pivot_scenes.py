@@ -65,6 +65,7 @@ PER_SCENE, BATCH = 2, 40  # painted pictures of a test scene; answers and pictur
 OTHERS = LANGUAGES[1:]
 Scores = dict[str, dict[str, float]]  # language -> metric -> value
 Found = dict[str, dict[str, list[Scores]]]  # part -> variant -> scores by seed
+Painted = dict[str, list[Image.Image]]  # language -> pictures of the same prompts
 COLOURS = {"aligned": "#2f6db3", "unaligned": "#e0872b", "control": "#9aa3ae"}
 
 
@@ -119,11 +120,21 @@ def caption_scores(texts: Sequence[str], scenes: Sequence[Scene], language: str)
     }
 
 
-def measure_captions(folder: Path, records: Sequence[Record]) -> Scores:
+def written(folder: Path, records: Sequence[Record]) -> dict[str, list[str]]:
+    """Language -> the model's answers, which are kept beside it."""
+    path = folder.parent / "answers.json"
+    if not path.is_file():
+        model = ImageToText.from_pretrained(folder)
+        found = {language: answers(model, records, language) for language in LANGUAGES}
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def measure_captions(texts: Mapping[str, Sequence[str]], records: Sequence[Record]) -> Scores:
     """Language -> scores, `kept` being the share of English's exact ones."""
-    model = ImageToText.from_pretrained(folder)
     scenes = [scene_of(record.key) for record in records]
-    found = {language: caption_scores(answers(model, records, language), scenes, language) for language in LANGUAGES}
+    found = {language: caption_scores(own, scenes, language) for language, own in texts.items()}
     return with_kept(found, {language: own["exact"] for language, own in found.items()})
 
 
@@ -136,12 +147,31 @@ def test_prompts(per_scene: int) -> list[tuple[Scene, int]]:
     return [(scene, (place + number) % 4) for number in range(per_scene) for place, scene in enumerate(held_out)]
 
 
-def painted(
-    model: TextToImage, prompts: Sequence[tuple[Scene, int]], language: str, options: SamplingOptions, seed: int
-) -> list[Image.Image]:
-    """From the same noise in every language."""
-    texts = [describe(scene, language)[number] for scene, number in prompts]
-    return model.generate(texts, options, torch.Generator().manual_seed(seed))
+def painted(folder: Path, prompts: Sequence[tuple[Scene, int]], options: SamplingOptions, seed: int) -> Painted:
+    """Language -> the model's pictures, from the same noise in every language; kept beside it as a strip for each."""
+    paths = {language: folder.parent / f"painted_{language}.png" for language in LANGUAGES}
+    if not all(path.is_file() for path in paths.values()):
+        model = TextToImage.from_pretrained(folder)
+        for language, path in paths.items():
+            texts = [describe(scene, language)[number] for scene, number in prompts]
+            pictures = model.generate(texts, options, torch.Generator().manual_seed(seed))
+            with whole_file(path) as partial:
+                strip(pictures).save(partial, "PNG")
+    return {language: pieces(Image.open(path)) for language, path in paths.items()}
+
+
+def strip(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Square pictures side by side."""
+    side = pictures[0].width
+    whole = Image.new("RGB", (side * len(pictures), side))
+    for place, picture in enumerate(pictures):
+        whole.paste(picture, (side * place, 0))
+    return whole
+
+
+def pieces(whole: Image.Image) -> list[Image.Image]:
+    side = whole.height
+    return [whole.crop((left, 0, left + side, side)) for left in range(0, whole.width, side)]
 
 
 def indices(scene: Scene) -> list[int]:
@@ -165,16 +195,12 @@ def picture_scores(read: Sequence[Scene], asked: Sequence[Scene]) -> dict[str, f
     }
 
 
-def measure_pictures(
-    folder: Path, reader: SceneReader, per_scene: int, options: SamplingOptions, seed: int
-) -> tuple[Scores, dict[str, list[Image.Image]]]:
-    """Language -> scores, `kept` being the share of English's height above mismatched captions; and the pictures."""
-    model, prompts = TextToImage.from_pretrained(folder), test_prompts(per_scene)
-    pictures = {language: painted(model, prompts, language, options, seed) for language in LANGUAGES}
+def measure_pictures(pictures: Painted, prompts: Sequence[tuple[Scene, int]], reader: SceneReader) -> Scores:
+    """Language -> scores, `kept` being the share of English's height above mismatched captions."""
     asked = [scene for scene, _ in prompts]
     found = {language: picture_scores(reader.read(own), asked) for language, own in pictures.items()}
     above = {language: own["attributes"] - own["mismatched"] for language, own in found.items()}
-    return with_kept(found, above), pictures
+    return with_kept(found, above)
 
 
 def with_kept(found: Scores, heights: Mapping[str, float]) -> Scores:
@@ -209,23 +235,22 @@ class Plan:
         return found
 
 
-def measure(plan: Plan) -> tuple[Found, dict[str, list[int]], dict[str, Any]]:
+def measure(plan: Plan) -> tuple[Found, dict[str, list[int]], dict[str, Painted]]:
     """The scores; seconds of every training by seed; pictures of the first seed by variant."""
     records, reader = list(itertools.islice(read_records(f"{DATA}/test"), plan.tests)), load_reader()
-    found: dict[str, dict[str, list[Scores]]] = {
-        part: {variant: [] for variant in plan.variants} for part in plan.parts
-    }
+    found: Found = {part: {variant: [] for variant in plan.variants} for part in plan.parts}
+    prompts = test_prompts(plan.pictures)
     seconds: dict[str, list[int]] = {}
-    shown: dict[str, Any] = {}
+    shown: dict[str, Painted] = {}
     for seed, variant in itertools.product(plan.seeds, plan.variants):
         for part, run in plan.trainings(variant, seed).items():
             folder = fitted(run, plan.runs)
             seconds.setdefault(run.name, []).append(seconds_of(run, plan.runs))
             if part == "chat":
-                found[part][variant].append(measure_captions(folder, records))
+                found[part][variant].append(measure_captions(written(folder, records), records))
             elif part == "paint":
-                scores, pictures = measure_pictures(folder, reader, plan.pictures, plan.sampling, seed)
-                found[part][variant].append(scores)
+                pictures = painted(folder, prompts, plan.sampling, seed)
+                found[part][variant].append(measure_pictures(pictures, prompts, reader))
                 shown.setdefault(variant, pictures)
     return found, seconds, shown
 
@@ -237,7 +262,7 @@ def summary(by_seed: Sequence[Scores]) -> dict[str, Any]:
     return {**languages, "least_kept": over_seeds(least)["kept"]}
 
 
-def sheet(shown: Mapping[str, Mapping[str, Sequence[Image.Image]]], columns: int = 8) -> Image.Image:
+def sheet(shown: Mapping[str, Painted], columns: int = 8) -> Image.Image:
     """A row a variant and language, of the same scenes and noise, chosen evenly from all."""
     prompts = test_prompts(1)
     places = [round(number * (len(prompts) - 1) / (columns - 1)) for number in range(columns)]
