@@ -5,9 +5,9 @@ python benchmarks/pivot_scenes.py --smoke                     # a few steps of e
 
 Trains what is missing below runs/pivot_scenes by `cclm fit`, for each of three seeds: language models that know all
 four languages, with their states aligned across languages and without (stage 0), and one that knows English only, the
-control; on each of them, frozen, image-to-text and text-to-image from pictures with English captions. Tested on scenes
-whose combination of attributes no picture of training had. Writes results/pivot_scenes.json, a chart and a contact
-sheet.
+control; on each of them, frozen, image-to-text and text-to-image from pictures with English captions, and image-to-text
+where pictures do not meet their captions within the language model (answers alone). Tested on scenes whose combination
+of attributes no picture of training had. Writes results/pivot_scenes.json, a chart and a contact sheet.
 
 Image to text, of every test picture: `exact`, all four attributes right in a sentence of the language asked for;
 `fidelity`, words of that language. Text to image, judged by benchmarks/scene_reader.py: the mean accuracy of the
@@ -54,6 +54,10 @@ LANGUAGE_MODELS = {  # variant -> config
     "unaligned": "configs/pivot/scenes_lm.yaml",
     "control": "configs/pivot/scenes_lm_english.yaml",
 }
+# What it is good for that pictures meet their captions within the language model: image to text on the aligned one,
+# without.
+ABLATION, WITHOUT = "answers_alone", {"model.alignment": "null", "model.weights": "{}"}
+VARIANTS = (*LANGUAGE_MODELS, ABLATION)
 CONFIGS = {"chat": "configs/pivot/scenes_chat.yaml", "paint": "configs/pivot/scenes_paint.yaml"}
 KEYS = {"chat": "model.network.language_model.pretrained", "paint": "model.network.text_encoder.pretrained"}
 SHOWN = {
@@ -66,7 +70,7 @@ OTHERS = LANGUAGES[1:]
 Scores = dict[str, dict[str, float]]  # language -> metric -> value
 Found = dict[str, dict[str, list[Scores]]]  # part -> variant -> scores by seed
 Painted = dict[str, list[Image.Image]]  # language -> pictures of the same prompts
-COLOURS = {"aligned": "#2f6db3", "unaligned": "#e0872b", "control": "#9aa3ae"}
+COLOURS = {"aligned": "#2f6db3", "unaligned": "#e0872b", "control": "#9aa3ae", ABLATION: "#7fb3e6"}
 
 
 # -- image to text ---------------------------------------------------------------------------------------------------
@@ -227,11 +231,14 @@ class Plan:
 
     def trainings(self, variant: str, seed: int) -> dict[str, Run]:
         """The language model, and what is trained on it."""
-        language_model = Run(f"lm_{variant}", LANGUAGE_MODELS[variant], seed, self.changes)
+        name, changes = ("aligned", WITHOUT) if variant == ABLATION else (variant, {})
+        language_model = Run(f"lm_{name}", LANGUAGE_MODELS[name], seed, self.changes)
         place = language_model.folder(self.runs) / "pretrained"
         found = {"language_model": language_model}
         for part in self.parts:
-            found[part] = Run(f"{part}_{variant}", CONFIGS[part], seed, {KEYS[part]: place, **self.changes})
+            if part == "chat" or variant != ABLATION:
+                changed = {KEYS[part]: place, **changes, **self.changes}
+                found[part] = Run(f"{part}_{variant}", CONFIGS[part], seed, changed)
         return found
 
 
@@ -245,7 +252,8 @@ def measure(plan: Plan) -> tuple[Found, dict[str, list[int]], dict[str, Painted]
     for seed, variant in itertools.product(plan.seeds, plan.variants):
         for part, run in plan.trainings(variant, seed).items():
             folder = fitted(run, plan.runs)
-            seconds.setdefault(run.name, []).append(seconds_of(run, plan.runs))
+            if part in plan.parts or variant != ABLATION:
+                seconds.setdefault(run.name, []).append(seconds_of(run, plan.runs))
             if part == "chat":
                 found[part][variant].append(measure_captions(written(folder, records), records))
             elif part == "paint":
@@ -284,18 +292,19 @@ def chart(result: Mapping[str, Any], path: Path) -> None:
         metric, title = SHOWN[part]
         for place, (variant, found) in enumerate(result[part].items()):
             values = [found[language][metric] for language in LANGUAGES]
-            x = [number + 0.27 * (place - 1) for number in range(len(LANGUAGES))]
+            x = [number + 0.2 * (place - 1.5) for number in range(len(LANGUAGES))]
             bars = {"yerr": [one["deviation"] or 0 for one in values], "label": variant, "color": COLOURS[variant]}
-            axes.bar(x, [one["mean"] for one in values], 0.25, capsize=2, zorder=2, **bars)
+            axes.bar(x, [one["mean"] for one in values], 0.19, capsize=2, zorder=2, **bars)
             if part == "paint":
                 floor = [found[language]["mismatched"]["mean"] for language in LANGUAGES]
-                axes.hlines(floor, [left - 0.125 for left in x], [left + 0.125 for left in x], "#c0392b", zorder=3)
+                axes.hlines(floor, [left - 0.095 for left in x], [left + 0.095 for left in x], "#c0392b", zorder=3)
         axes.set_xticks(range(len(LANGUAGES)), LANGUAGES)
         axes.set_ylim(0, 1)
         axes.set_title(title, loc="left", fontsize=10)
         axes.grid(axis="y", color="#e3e6ea", zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), frameon=False, ncols=3, loc="outside lower center", fontsize=9)
+    entries = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*entries, frameon=False, ncols=len(VARIANTS), loc="outside lower center", fontsize=9)
     figure.savefig(path, dpi=150, format="png")
 
 
@@ -308,9 +317,9 @@ def planned() -> tuple[Plan, bool]:
     seeds, parts = tuple(map(int, given.seeds.split(","))), tuple(given.parts.split(","))
     if given.smoke:
         folder = Path(tempfile.mkdtemp(prefix="pivot_scenes_"))
-        variants = ("aligned", "control")
+        variants = ("aligned", "control", ABLATION)
         return Plan(folder, seeds[:1], variants, parts, SamplingOptions(steps=2), dict(SMOKE), 1, 8), True
-    return Plan(RUNS, seeds, tuple(LANGUAGE_MODELS), parts, SamplingOptions(), {}, PER_SCENE, None), False
+    return Plan(RUNS, seeds, VARIANTS, parts, SamplingOptions(), {}, PER_SCENE, None), False
 
 
 def main() -> None:
@@ -324,7 +333,9 @@ def main() -> None:
         "question": "vision learned in English only: scenes described and painted in three other languages "
         "(bars: chat exact >= .75 x en, paint keeps >= .85 of en above mismatched captions, control about 0)",
         "seeds": list(plan.seeds),
-        **{part: {variant: summary(scores) for variant, scores in found[part].items()} for part in plan.parts},
+        **{
+            part: {variant: summary(scores) for variant, scores in found[part].items() if scores} for part in plan.parts
+        },
         "seconds": seconds,
         **facts(torch=torch.__version__),
     }
