@@ -6,9 +6,9 @@ python benchmarks/pivot_photos.py --smoke                     # a few steps of e
 Trains what is missing by `cclm fit`, one after another: for each seed a model on a frozen language model of five
 languages, from English captions (zero-shot), the same with 5 % of the photographs' sentences translated
 (quasi-zero-shot), and one on a language model that knows English only (control). The language models are those of
-runs/photos_lm and runs/photos_lm_english, the same for all seeds; with --each they are trained anew for every seed.
-Then `cclm evaluate captions` on the 1,147 photographs of dev: all captions of a language, where it has five, and the
-one sentence that is the same in every language, by which languages compare. Writes results/pivot_photos.json and .png.
+runs/photos_lm_aligned and runs/photos_lm_english, the same for all seeds. Then `cclm evaluate captions` on the 1,147
+photographs of dev: all captions of a language, where it has five, and the one sentence that is the same in every
+language, by which languages compare. Writes results/pivot_photos.json and .png.
 
 `nearest`: the caption of the training photograph that is nearest by what the frozen image encoder sees, in its own
 language: what a model without any language could say.
@@ -37,14 +37,11 @@ RUNS, DATA = Path("runs/pivot_photos"), "data/photos"
 LANGUAGES = ("en", "de", "fr", "cs", "pt")
 METRICS = ("CIDEr", "BLEU-4", "chrF", "fidelity", "of_en")
 TOKENIZER, PARALLEL = "data/photos_lm_tokenizer", "data/parallel"
-LANGUAGE_MODELS = {  # name -> config, and where it lies where all seeds share it
-    "photos_lm": "configs/pivot/photos_lm.yaml",
-    "photos_lm_english": "configs/pivot/photos_lm_english.yaml",
-}
-VARIANTS = {  # regime -> config, language model
-    "zero-shot": ("configs/pivot/photos_chat.yaml", "photos_lm"),
-    "quasi-zero-shot": ("configs/pivot/photos_chat_quasi.yaml", "photos_lm"),
-    "control": ("configs/pivot/photos_chat_control.yaml", "photos_lm_english"),
+GENERAL = ("de", "fr", "cs", "pt")  # languages of sentences of other kinds
+VARIANTS = {  # regime -> config, those of its language model in the order of training
+    "zero-shot": ("photos_chat", ("photos_lm", "photos_lm_aligned")),
+    "quasi-zero-shot": ("photos_chat_quasi", ("photos_lm", "photos_lm_aligned")),
+    "control": ("photos_chat_control", ("photos_lm_english",)),
 }
 COLOURS = {"zero-shot": "#2f6db3", "quasi-zero-shot": "#e0872b", "control": "#9aa3ae"}
 Scores = dict[str, dict[str, dict[str, float]]]  # language -> kind of reference -> metric -> value
@@ -52,32 +49,29 @@ Scores = dict[str, dict[str, dict[str, float]]]  # language -> kind of reference
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained and measured. `changes`: of every config; `each`: language models are of a seed, too."""
+    """What is trained and measured. `changes`: of every config."""
 
     runs: Path
     seeds: tuple[int, ...]
     variants: tuple[str, ...]
     data: str
     beams: int
-    each: bool
     changes: dict[str, Any]
     shared: Path = Path("runs")
     cache: Path | None = None  # of states of photographs; the configs' own
 
-    def language_model(self, name: str, seed: int) -> Path:
-        """Its folder, trained where it is not there."""
-        if self.each:
-            return fitted(Run(name, LANGUAGE_MODELS[name], seed, self.changes), self.runs)
-        return shared(LANGUAGE_MODELS[name], self.shared, self.changes)
-
     def run(self, variant: str, seed: int) -> Run:
-        config, name = VARIANTS[variant]
-        place = self.language_model(name, seed)
+        """Errors: SystemExit where a language model that is not there fails to train."""
+        config, stages = VARIANTS[variant]
+        place, before = Path(), {}
+        for stage in stages:
+            place = shared(f"configs/pivot/{stage}.yaml", self.shared, before | self.changes)
+            before = {"model.network.pretrained": place}
         streams = ["photos", "translated"] if variant == "quasi-zero-shot" else ["photos"]
         shards = {f"data.streams.{stream}.shards": f"{self.data}/train" for stream in streams}
         shards |= {"data.loader.cache": self.cache} if self.cache else {}
         changes = {"model.network.language_model.pretrained": place} | shards | self.changes
-        return Run(variant.replace("-", "_"), config, seed, changes)
+        return Run(variant.replace("-", "_"), f"configs/pivot/{config}.yaml", seed, changes)
 
 
 def measured(folder: Path, plan: Plan, nearest: bool) -> dict[str, Any]:
@@ -171,21 +165,21 @@ def smoke_plan(seeds: tuple[int, ...], variants: tuple[str, ...], beams: int) ->
     for split, count in (("train", 96), ("dev", 12)):
         write_shards(itertools.islice(read_records(ROOT / DATA / split), count), folder / "data" / split)
     changes = {"trainer.max_steps": 2, "trainer.val_check_interval": 2, "data.validation.photos.limit": 4}
-    return Plan(folder, seeds[:1], variants, str(folder / "data"), beams, False, changes, folder, folder / "cache")
+    return Plan(folder, seeds[:1], variants, str(folder / "data"), beams, changes, folder, folder / "cache")
 
 
 def planned() -> tuple[Plan, bool]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="some of these")
-    parser.add_argument("--beams", type=int, default=1)
-    parser.add_argument("--each", action="store_true", help="a language model for every seed, not one for all")
+    parser.add_argument("--beams", type=int, default=4)
+    parser.add_argument("--precision", default="32-true", help="bf16-mixed is twice as fast where processors have it")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
     given = parser.parse_args()
     seeds, variants = tuple(map(int, given.seeds.split(","))), tuple(given.variants.split(","))
     if given.smoke:
         return smoke_plan(seeds, variants, given.beams), True
-    return Plan(RUNS, seeds, variants, DATA, given.beams, given.each, {}), False
+    return Plan(RUNS, seeds, variants, DATA, given.beams, {"trainer.precision": given.precision}), False
 
 
 def main() -> None:
@@ -193,6 +187,9 @@ def main() -> None:
     source = "../shared/parallel/captions_en-de-fr-cs-pt.tsv.gz"
     built(DATA, "data", "build", "folder", "--source=../shared/photos", f"--output={DATA}")
     built(PARALLEL, "data", "build", "parallel_text", f"--source={source}", f"--output={PARALLEL}")
+    for language in GENERAL:
+        other = f"--source=../shared/parallel/general_en-{language}.tsv.gz"
+        built(f"data/general_{language}", "data", "build", "parallel_text", other, f"--output=data/general_{language}")
     texts = f"--data=[{DATA}/train:en, {PARALLEL}/train]"
     kind = ("--vocab_size=6000", "--lowercase=true", "--language_model=true")
     built(TOKENIZER, "data", "tokenizer", texts, f"--output={TOKENIZER}", *kind)
@@ -203,8 +200,9 @@ def main() -> None:
         "question": "vision learned from English captions only: captions of photographs in four other languages (bars: "
         "fidelity >= 90, CIDEr >= 50 % of English's against the same sentence, control about 0; English above nearest)",
         "seeds": list(plan.seeds),
-        "language_models": "one for each seed" if plan.each else "one for all seeds",
+        "language_models": "one for all seeds",
         "beams": plan.beams,
+        "precision": plan.changes.get("trainer.precision", "32-true"),
         "variants": {variant: summary(own) for variant, own in reports.items()},
         "nearest": {
             language: {
