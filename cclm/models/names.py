@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,11 @@ def is_here(name: str) -> bool:
         or len(path.parts) > 2
         or (len(path.parts) == 2 and (path.parts[0] in ("data", "runs") or Path(path.parts[0]).is_dir()))
     )
+
+
+def as_seen_from(folder: Path, name: str) -> str:
+    """What a file in `folder` calls it: an absolute path, true of one machine alone, by the way to it."""
+    return os.path.relpath(name, folder.absolute()) if os.path.isabs(name) else name
 
 
 def model_type(config: Path) -> str | None:

@@ -62,6 +62,7 @@ class System(pl.LightningModule, ABC):
         super().__init__()
         _check_names(named)
         self.streams = tuple(named)
+        self.losses = {stream: tuple(names) for stream, names in named.items()}
         self.weights = _checked_weights(weights or {}, named)
         self.settings, self.seed = optimizer, seed
         self.automatic_optimization = not alternate

@@ -22,9 +22,10 @@ from cclm.models.card import write_card
 from cclm.models.choice import Choice, is_test
 from cclm.models.model import CCLMConfig
 from cclm.models.names import check_export
+from cclm.models.portrait import cross_view
 from cclm.models.sentence import write_modules
 from cclm.storage import whole_file, whole_folder
-from cclm.training.facts import card_facts
+from cclm.training.facts import card_facts, start_of
 from cclm.training.validation import LOGGED
 
 logger = logging.getLogger(__name__)
@@ -199,7 +200,8 @@ class Export(pl.Callback):
     def _write(
         self, trainer: pl.Trainer, system: pl.LightningModule, folder: str, choice: Choice | None = None
     ) -> None:
-        facts = card_facts(trainer, system, Path(folder), self.licence)
+        portrait = cross_view(system.model.config, start_of(system.network, Path(folder)))
+        facts = card_facts(trainer, system, Path(folder), portrait, self.licence)
         if choice is not None:
             facts = replace(facts, recipe=facts.recipe | {"chosen": str(choice)})
         if trainer.is_global_zero:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
+from cclm.models.card import write_card
 from cclm.models.names import check_export
 from cclm.storage import whole_folder
+from cclm.training.facts import card_facts
+from cclm.training.portraits import portrait
 
 _log = logging.getLogger(__name__)
 
 
 class Exporting(Protocol):
-    """A system whose model can be written. `exports`: what its config.json says it is of."""
+    """A `System` whose model can be written. `exports`: what its config.json says it is of."""
 
     exports: str
 
@@ -27,11 +31,12 @@ class ExportFolder(pl.Callback):
     """Writes the system's model, and what goes beside it, into `folder` after the last step.
 
     `lowest`: not the last step's but that of the lowest such metric of all validations, as "photos/en/answers/loss"
-    without its "eval/".
+    without its "eval/". `licence`: an identifier of the hub such as apache-2.0 for the model card, which calls it
+    unknown otherwise.
     """
 
-    def __init__(self, folder: str, lowest: str | None = None) -> None:
-        self.folder, self.lowest = folder, lowest
+    def __init__(self, folder: str, lowest: str | None = None, licence: str | None = None) -> None:
+        self.folder, self.lowest, self.licence = folder, lowest, licence
         self._value: float | None = None
 
     def setup(self, trainer: pl.Trainer, system: Exporting, stage: str) -> None:
@@ -69,9 +74,15 @@ class ExportFolder(pl.Callback):
             )
 
     def _write(self, trainer: pl.Trainer, system: Exporting) -> None:
+        folder = Path(self.folder)
+        facts = card_facts(trainer, system, folder, portrait(system, folder), self.licence)
+        if self.lowest:
+            chosen = f"step {trainer.global_step:,}, the lowest {self.lowest} ({self._value:.4f})"
+            facts = replace(facts, recipe=facts.recipe | {"chosen": chosen})
         if trainer.is_global_zero:
-            with whole_folder(self.folder) as partial:
+            with whole_folder(folder) as partial:
                 system.export(partial)
+                write_card(partial, facts)
         trainer.strategy.barrier("export")
 
     def state_dict(self) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def run(given: Namespace) -> None:
     from cclm.evaluation.report import check_output
     from cclm.evaluation.scoring import ScoreOptions
     from cclm.evaluation.shard_captions import score_all, tests_of
+    from cclm.models.card import refresh_scores
 
     output, languages = check_output(given.output, CaptionReport.read), codes(given.languages) or ()
     scoring = ScoreOptions(given.draws, given.seed)
@@ -104,6 +105,8 @@ def run(given: Namespace) -> None:
         scored, score_all(tests, near, scoring), regimes=regimes, skipped=skipped, provenance=provenance
     )
     report.write(output)
+    if given.model:
+        refresh_scores(given.model)
     Console(width=max(100, Console().width)).print(table(report))
     if system is not None:
         print(f"captions: {output.with_suffix('.jsonl')}")

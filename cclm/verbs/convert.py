@@ -45,6 +45,7 @@ def _forth(given: Namespace) -> None:
     from cclm.models.config import CCLMConfig
     from cclm.models.convert import ConvertOptions, convert
     from cclm.models.names import check_export
+    from cclm.models.portrait import cross_view
     from cclm.models.processor import save_settings
     from cclm.models.sentence import write_modules
     from cclm.storage import whole_folder
@@ -68,7 +69,7 @@ def _forth(given: Namespace) -> None:
         else:
             save_settings(partial, *_settings(converted))
         origin = f"Converted from `{Path(given.source).name}`, a {converted.family} checkpoint."
-        write_card(partial, CardFacts(given.output.name, origin, converted.config))
+        write_card(partial, CardFacts(given.output.name, origin, cross_view(converted.config)))
     print(f"{given.output}: written")
     if processor is None:
         print(f"it holds no tokenizer: add the model's own with --tokenizer ({_published_tokenizer(converted)})")

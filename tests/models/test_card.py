@@ -16,6 +16,7 @@ from cclm.models.card import CARD, CardFacts, StreamFacts, refresh_scores, write
 from cclm.models.config import CCLMConfig
 from cclm.models.model import CCLMModel
 from cclm.models.names import EXPORTED
+from cclm.models.portrait import cross_view
 from cclm.retrieval.manifest import ModelSource
 from cclm.types import Statement
 from tests.data.conftest import image_records
@@ -35,7 +36,8 @@ def folder(pretrained: Path, tmp_path: Path) -> Path:
 
 def card(folder: Path, **facts: object) -> ModelCard:
     config = CCLMConfig(vocab_size=90, **{**TINY, **facts.pop("config", {})})
-    write_card(folder, CardFacts("run/pretrained", "Trained.", config, **facts))
+    portrait = replace(cross_view(config), languages=facts.pop("languages", ()))
+    write_card(folder, CardFacts("run/pretrained", "Trained.", portrait, **facts))
     return ModelCard.load(folder / CARD)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCard
 
 from cclm.models.model import CCLMModel
-from cclm.training.facts import CONFIG_OF_RUN, _origin
+from cclm.training.facts import CONFIG_OF_RUN, start_of
 from cclm.training.settings import NetworkSettings
 from tests.training.conftest import Run
 
@@ -24,7 +26,9 @@ def test_the_card_of_a_run(fit: Run, data: Path, tmp_path: Path) -> None:
     )
     card = ModelCard.load(folder / "model" / "README.md")
     assert card.data.license == "cc-by-4.0" and card.data.language == ["de", "en", "fr"]
-    assert f"| image | `{data / 'photos'}` | 64 | " in card.text and f"| text | `{data / 'texts'}` | 60 | " in card.text
+    photos, texts = (os.path.relpath(data / name, folder / "model") for name in ("photos", "texts"))
+    assert f"| image | `{photos}` | 64 | " in card.text and f"| text | `{texts}` | 60 | " in card.text
+    assert re.search(r"\| code \| cclm [\d.]+(, commit [0-9a-f]+\+?)? \|", card.text)
     assert "| contrastive, masked_lm, matching | 8 |" in card.text
     assert "| updates | 4 of 4 |" in card.text and "rate 0.001," in card.text and "2 steps of warm-up" in card.text
     assert "| own | de | image → text |" in card.text
@@ -45,8 +49,8 @@ def test_a_run_from_other_weights_names_them_and_trains_in_float32(fit: Run, tmp
     assert "Trained by `cclm fit`, starting from random weights." in origin(tmp_path / "model")
     CCLMModel.from_pretrained(tmp_path / "model").half().save_pretrained(tmp_path / "half")
     fit(trainer__callbacks=callbacks, model__network={"pretrained": str(tmp_path / "half")})
-    assert f"Trained by `cclm fit`, starting from `{tmp_path / 'half'}`." in origin(tmp_path / "model")
-    assert f"The start of a training from `{tmp_path / 'half'}`: nothing learned yet." in origin(tmp_path / "first")
+    assert "Trained by `cclm fit`, starting from `../half`." in origin(tmp_path / "model")
+    assert "The start of a training from `../half`: nothing learned yet." in origin(tmp_path / "first")
     trained = CCLMModel.from_pretrained(tmp_path / "model").state_dict()
     assert {value.dtype for value in trained.values() if value.is_floating_point()} == {torch.float32}
     first = CCLMModel.from_pretrained(tmp_path / "first").state_dict()
@@ -55,7 +59,10 @@ def test_a_run_from_other_weights_names_them_and_trains_in_float32(fit: Run, tmp
     assert not all(torch.equal(value, half[name].to(value.dtype)) for name, value in trained.items())
 
 
-def test_halves_that_were_given_are_named() -> None:
+def test_halves_that_were_given_are_named(tmp_path: Path) -> None:
     halves = NetworkSettings(backbone_weights="package:swin", text_weights="xlmr.safetensors")
-    assert "starting from the image encoder of `package:swin` and the text layers of `xlmr" in _origin(halves, True)
-    assert "starting from the text layers of `x`." in _origin(NetworkSettings(text_weights="x"), True)
+    told = "the image encoder of `package:swin` and the text layers of `xlmr.safetensors`"
+    assert start_of(halves, tmp_path) == told
+    one = NetworkSettings(text_weights=str(tmp_path / "x"))
+    assert start_of(one, tmp_path / "model") == "the text layers of `../x`"
+    assert start_of(NetworkSettings(), tmp_path) == ""
