@@ -55,6 +55,11 @@ def check_replaceable(path: Path | str, kinds: Collection[str]) -> Path:
         name = file.relative_to(path).as_posix()
         if not file.is_dir() and not any(_matches(name, kind) for kind in kinds):
             raise ValueError(f"output {path} holds {name}, which is not replaced; choose a new or empty folder")
+    return check_writable(path)
+
+
+def check_writable(path: Path) -> Path:
+    """Before the work. Errors: ValueError where nothing can be written beside `path`."""
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ValueError(f"output {path} cannot be written: {above} is no folder that you may write to; choose another")

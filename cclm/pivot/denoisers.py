@@ -59,7 +59,7 @@ def _new(kind: str, config: dict[str, Any]) -> ModelMixin:
 
     try:
         return getattr(diffusers, kind)(**config)
-    except (TypeError, ValueError, RuntimeError, AssertionError, LookupError, NotImplementedError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError, LookupError, ArithmeticError) as error:
         raise ValueError(f"denoiser.config makes no {kind}: {first_line(error)}; mend it") from None
 
 
@@ -164,7 +164,7 @@ DENOISERS: dict[str, type[Denoiser]] = {each.kind: each for each in (UNet, PixAr
 
 def _single(width: int | list[int] | tuple[int, ...] | None, option: str) -> int:
     widths = set(width) if isinstance(width, list | tuple) else {width}
-    if len(widths) != 1 or None in widths:
+    if len(widths) != 1 or not all(widths):
         raise ValueError(f"the denoiser's {option} is {width}; one width for all its blocks is needed")
     return int(widths.pop())
 

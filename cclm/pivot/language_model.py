@@ -216,7 +216,7 @@ class LanguageModel(nn.Module):
             and_answer = f" and an answer of up to {answer}" if answer else ""
             raise ValueError(
                 f"a prompt of {prompt} tokens{and_answer}, but the language model holds {self.context_length}; shorten "
-                "the prompt or give a picture fewer states" + (", or lower max_tokens" if answer else "")
+                "the prompt, give a picture fewer states or lower max_tokens"
             )
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -333,6 +333,11 @@ class LanguageModel(nn.Module):
             rounded = values.detach().to(torch.bfloat16).cpu().contiguous().view(torch.int16)
             digest.update(rounded.numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of what adapters were made for: a checkpoint holds them alone."""
+        return {"language_model": self.fingerprint()} if self.adapted else {}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """A plain transformers folder; adapters are merged into the layers of what is written, not into ours."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cclm.errors import first_line
 from cclm.pivot.denoisers import Denoiser
 from cclm.pivot.diffusers_parts import new_scheduler
 from cclm.pivot.noise import Noise
@@ -118,7 +119,10 @@ def sample(
 
     `generator`: for schedulers that add noise on the way. Errors: ValueError for a scheduler that cannot.
     """
-    scheduler.set_timesteps(options.steps, device=start.device)
+    try:
+        scheduler.set_timesteps(options.steps, device=start.device)
+    except ValueError as error:
+        raise ValueError(f"sampling: steps={options.steps} do not fit the scheduler: {first_line(error)}") from None
     guidance = options.guidance or 1.0
     guided = guidance > 1
     read = negative.above(texts) if guided else texts

@@ -61,6 +61,11 @@ class TextEncoderSettings:
         ends = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
         settings = LanguageModelSettings(self.pretrained, dtype=self.dtype, quantize=self.quantize)
         model = settings.build(processor.vocab_size, tokenizer.bos_token_id, ends, tokenizer.pad_token_id)
+        if processor.max_tokens > model.context_length:
+            raise ValueError(
+                f"max_tokens is {processor.max_tokens}, but the language model {self.pretrained} reads "
+                f"{model.context_length} at most; lower it"
+            )
         return LanguageModelText(model, model.depth if self.layer is None else self.layer)
 
 

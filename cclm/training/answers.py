@@ -14,6 +14,7 @@ from cclm.evaluation.encoding import texts_of
 from cclm.images import open_image
 from cclm.pivot.image_to_text import ImageToText
 from cclm.pivot.processor import PivotProcessor
+from cclm.pivot.prompts import Template
 from cclm.training.validation import Task
 from cclm.types import ImageInput, Record, StatesInput
 
@@ -39,6 +40,7 @@ class AnswerSet:
         try:
             list_shards(self.shards)
             check_languages(self.shards, self.languages)
+            Template(self.prompt).check_pictures(1)
         except (ValueError, OSError) as error:
             raise ValueError(f"validation set {name}: {error}") from None
         for field, value in (("batch_size", self.batch_size), ("limit", self.limit)):

@@ -99,7 +99,10 @@ class System(pl.LightningModule, ABC):
         Each loss is also put into `named` as "stream/objective".
         """
         for stream, part in batch.batches.items():
-            losses = self.stream_losses(stream, part, generator)
+            try:
+                losses = self.stream_losses(stream, part, generator)
+            except ValueError as error:
+                raise ValueError(f"stream {stream}: {error}") from error
             self._check_finite(stream, losses)
             named |= {f"{stream}/{name}": loss.detach() for name, loss in losses.items()}
             yield sum(self.weights.get(f"{stream}/{name}", 1.0) * loss for name, loss in losses.items())
@@ -164,9 +167,14 @@ class System(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["batches_seen"] = self.batches_seen
+        checkpoint["fingerprints"] = self._fingerprints()
         if not self.keeps_frozen:
             kept = self._kept()
             checkpoint["state_dict"] = {name: v for name, v in checkpoint["state_dict"].items() if name in kept}
+
+    def _fingerprints(self) -> dict[str, str]:
+        """Of parts that lie elsewhere, and of which a checkpoint holds nothing or what trained of them."""
+        return dict(getattr(self.model, "fingerprints", {}))
 
     def _kept(self) -> set[str]:
         """What of the state is in a checkpoint: all, or what trains and the statistics of parts with nothing frozen."""
@@ -185,6 +193,13 @@ class System(pl.LightningModule, ABC):
             raise ValueError(
                 f"the checkpoint lacks {', '.join(sorted(missing))}: nothing to resume from; use a whole one"
             )
+        known = self._fingerprints()
+        for part, made in checkpoint.get("fingerprints", {}).items():
+            if made != known.get(part):
+                raise ValueError(
+                    f"the checkpoint was made with another {part.replace('_', ' ')} than the config's; resume with the "
+                    "one that it was made with"
+                )
         kept = self._kept()
         ours = _shapes({name: value for name, value in self.state_dict().items() if name in kept})
         stored = _shapes(checkpoint["state_dict"])

@@ -91,13 +91,17 @@ class ImageToTextSystem(System):
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / alignment.temperature)))
 
     def setup(self, stage: str) -> None:
-        """Errors: ValueError for a stream without a prompt."""
+        """Errors: ValueError for a stream without a prompt, and where its longest would not fit."""
         streams: Mapping[str, StreamConfig] = self.trainer.datamodule.streams
         for name, stream in streams.items():
             if stream.prompt is None:
                 raise ValueError(
                     f"data.streams.{name} has no prompt; give one, '<image>Describe the picture in {{language}}.'"
                 )
+            try:
+                self.model.language_model.check_length(*self.processor.longest(stream.prompt, stream.max_tokens))
+            except ValueError as error:
+                raise ValueError(f"data.streams.{name}: {error}") from None
         about = [stream.prompt for stream in streams.values() if not isinstance(stream.pairs, Translation)]
         self.processor.template = self.processor.template or next(iter(about), None)
         self.model.notes = self._before.then(notes(self.preset, streams))

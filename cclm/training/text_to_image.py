@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cclm.data.pairs import ImageCaption
 from cclm.data.readers import ImageReader, PixelReader
 from cclm.models.processor import ImageSettings
 from cclm.pivot.averaging import Average
@@ -72,11 +73,14 @@ class TextToImageSystem(System):
         self._before = self.model.notes
 
     def setup(self, stage: str) -> None:
-        """Errors: ValueError for a stream with a prompt, which is for models that answer."""
+        """Errors: ValueError for a stream with a prompt, which is for models that answer, or of other pairs."""
         streams = self.trainer.datamodule.streams
         for name, stream in streams.items():
             if stream.prompt is not None:
                 raise ValueError(f"data.streams.{name} has a prompt, but pictures are painted from captions; remove it")
+            if not isinstance(stream.pairs, ImageCaption):
+                kind = type(stream.pairs).__name__
+                raise ValueError(f"data.streams.{name}: {kind} draws no captions to paint from; give ImageCaption")
         self.model.notes = self._before.then(notes(self.preset, streams))
 
     def stream_losses(self, stream: str, batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from cclm.data.shards import check_languages, list_shards, read_records
 from cclm.data.state_cache import StateCache
 from cclm.pivot.language_model import LanguageModel
 from cclm.pivot.processor import PivotProcessor
+from cclm.pivot.prompts import Template
 from cclm.training.validation import Task
 from cclm.types import Record
 
@@ -35,6 +36,7 @@ class TranslationSet:
         try:
             list_shards(self.shards)
             check_languages(self.shards, [self.pivot, *(self.languages or [])])
+            Template(self.prompt).check_pictures(0)
         except (ValueError, OSError) as error:
             raise ValueError(f"validation set {name}: {error}") from None
         for field, value in (("batch_size", self.batch_size), ("limit", self.limit)):

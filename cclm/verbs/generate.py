@@ -48,7 +48,10 @@ def run(given: Namespace) -> None:
         raise ValueError(f"{what} {given.model}; name one that `cclm fit` has written, as runs/photos_chat/pretrained")
     kind = model_type(config)
     if kind not in _KINDS:
-        raise ValueError(f"{given.model} holds a model of type {kind}, which generates nothing; give a pivot's folder")
+        raise ValueError(
+            f"{given.model} holds a model of type {kind}, which neither tells of pictures nor paints; give a folder of "
+            "image_to_text or text_to_image"
+        )
     _KINDS[kind](given)
 
 
@@ -57,7 +60,7 @@ def _about_pictures(given: Namespace) -> None:
     from cclm.pivot.image_to_text import ImageToText
     from cclm.verbs import generate_image
 
-    generate_image.refuse_options(given)
+    generate_image.refuse(given, generate_image.defaults(), "writes texts")
     if given.batch_size < 1:
         raise ValueError(f"batch_size is {given.batch_size}; give 1 or more")
     device = device_named(given.device)
@@ -65,7 +68,8 @@ def _about_pictures(given: Namespace) -> None:
     paths = [Path(name) for name in given.image or ()]
     for path in paths:
         if not path.is_file():
-            raise ValueError(f"no picture at {path}; check the path")
+            what = f"{path} is a folder" if path.is_dir() else f"no picture at {path}"
+            raise ValueError(f"{what}; name a picture, and again --image for another")
     model = ImageToText.from_pretrained(given.model, device, given.language_model)
     groups, template = _asked(model, paths, given.prompt)
     if len(groups) == 1:

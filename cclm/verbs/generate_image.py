@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from cclm.pivot.sampling import SamplingOptions
     from cclm.pivot.text_to_image import TextToImage
 
-OPTIONS = ("output", "prompts", "states", "pipeline", "negative", "scheduler")
 _SUFFIXES = (".png", ".jpg", ".webp")
 _NUMBERED = "[0-9][0-9][0-9][0-9]-[0-9][0-9].png"  # prompt and picture
 
@@ -32,22 +32,32 @@ def options(parser: ArgumentParser) -> None:
     parser.add_class_arguments(SamplingOptions, skip={"batch"})
 
 
-def refuse_options(given: Namespace) -> None:
-    """Errors: ValueError for what only a model that paints can do."""
-    if named := [name for name in OPTIONS if given[name] not in (None, "")]:
-        raise ValueError(f"--{', --'.join(named)}: {given.model} holds a model that writes texts; leave it out")
+def defaults() -> dict[str, object]:
+    """Of what only a model that paints can do."""
+    from cclm.pivot.sampling import SamplingOptions
+
+    sampling = {name: value for name, value in asdict(SamplingOptions()).items() if name != "batch"}
+    return dict.fromkeys(("output", "prompts", "states", "pipeline")) | {"count": 1} | sampling
+
+
+def refuse(given: Namespace, unfit: Mapping[str, object], does: str) -> None:
+    """`unfit`: options that are not for such a model -> their defaults. Errors: ValueError for one that is given."""
+    if named := [name for name, default in unfit.items() if given[name] != default]:
+        raise ValueError(f"--{', --'.join(named)}: {given.model} holds a model that {does}; leave it out")
 
 
 def run(given: Namespace) -> None:
     """Everything that can be wrong is looked at before the work. The n-th picture of every prompt, whatever its
     language, starts from the same noise of the seed. Errors: ValueError, one line.
     """
+    from cclm.pivot.generation import GenerationOptions
     from cclm.pivot.pipeline import export_pipeline, write_states
     from cclm.pivot.sampling import SamplingOptions, sampler
     from cclm.pivot.text_to_image import TextToImage
 
-    if given.image:
-        raise ValueError(f"--image: {given.model} holds a model that paints, from texts alone; leave it out")
+    writing = asdict(GenerationOptions()) | {"image": None}
+    del writing["seed"]
+    refuse(given, writing, "paints, from texts alone")
     chosen = SamplingOptions(given.scheduler, given.steps, given.guidance, given.negative, given.batch_size)
     prompts, device = _prompts(given), device_named(given.device)
     _check_output(given)
@@ -66,6 +76,8 @@ def run(given: Namespace) -> None:
 
 
 def _prompts(given: Namespace) -> list[str]:
+    from cclm.pivot.prompts import MARK
+
     if given.prompt is not None and given.prompts is not None:
         raise ValueError("both --prompt and --prompts are given; choose one")
     if given.prompts is None:
@@ -78,6 +90,8 @@ def _prompts(given: Namespace) -> list[str]:
         except UnicodeDecodeError:
             raise ValueError(f"{given.prompts} is no UTF-8 text; give a text file of prompts, one a line") from None
         found = [line.strip() for line in lines if line.strip()]
+    if marked := [prompt for prompt in found if MARK in prompt]:
+        raise ValueError(f"prompt {marked[0]!r} has a mark {MARK}, but this model paints from texts alone; remove it")
     if not found and (given.output or given.states or not given.pipeline):
         raise ValueError('there is nothing to paint; give --prompt "..", or --prompts with a file of them')
     return found
@@ -85,7 +99,7 @@ def _prompts(given: Namespace) -> list[str]:
 
 def _check_output(given: Namespace) -> None:
     """Errors: ValueError where nothing is asked for, or cannot be written."""
-    from cclm.storage import check_replaceable
+    from cclm.storage import check_replaceable, check_writable
 
     if given.count < 1:
         raise ValueError(f"count is {given.count}; give 1 picture or more")
@@ -96,8 +110,12 @@ def _check_output(given: Namespace) -> None:
         check_replaceable(given.output, [_NUMBERED])
     elif given.output.suffix.lower() not in _SUFFIXES or given.output.is_dir():
         raise ValueError(f"--output {given.output}: give a name in {', '.join(_SUFFIXES)}, or a folder")
+    else:
+        check_writable(given.output)
     if given.states and given.states.suffix != ".safetensors":
         raise ValueError(f"--states {given.states}: give a name in .safetensors")
+    if given.states:
+        check_writable(given.states)
 
 
 def _check_language(model: TextToImage, language: str) -> None:

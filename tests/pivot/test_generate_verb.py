@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from cclm.cli import main
 from cclm.pivot.generation import GenerationOptions
 from cclm.pivot.image_to_text import Built, ImageToText, Prompt
+from cclm.pivot.language_model import LanguageModelSettings
 from tests.pivot.conftest import TEMPLATE, picture
 from tests.pivot.test_image_to_text import saved
 
@@ -103,9 +106,10 @@ def test_what_is_missing_or_unknown_is_one_line(
     assert "language 'xx' is unknown to this model; it has tags for de, en, fr" in failure(
         capsys, *one, "--language", "xx"
     )
-    assert f"no picture at {tmp_path / 'no.png'}; check the path" in failure(
+    assert f"no picture at {tmp_path / 'no.png'}; name a picture" in failure(
         capsys, str(folder), "--image", str(tmp_path / "no.png")
     )
+    assert f"{tmp_path} is a folder; name a picture" in failure(capsys, str(folder), "--image", str(tmp_path))
     (tmp_path / "bad.png").write_bytes(b"none")
     assert "bad.png: image not readable; give a jpg, png or webp file" in failure(
         capsys, str(folder), "--image", str(tmp_path / "bad.png")
@@ -118,16 +122,20 @@ def test_what_is_missing_or_unknown_is_one_line(
     )
     assert "beams=0; give 1 or more" in failure(capsys, *one, "--beams", "0")
     assert "batch_size is 0; give 1 or more" in failure(capsys, *one, "--batch_size", "0")
+    asked = ("--prompt", "ein hund " * 60, "--language", "de")
+    assert "tokens and an answer of up to 64, but the language model holds 96" in failure(capsys, *one, *asked)
+    for option in ("--count", "--steps", "--guidance"):
+        assert f"{option}: {folder} holds a model that writes texts; leave it out" in failure(capsys, *one, option, "3")
 
 
 def test_other_folders_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert f"no folder at {tmp_path / 'none'}; name one" in failure(capsys, str(tmp_path / "none"))
     (tmp_path / "empty").mkdir()
     assert "no config.json in" in failure(capsys, str(tmp_path / "empty"))
-    (tmp_path / "empty" / "config.json").write_text('{"model_type": "cclm"}')
-    assert "holds a model of type cclm, which generates nothing; give a pivot's" in failure(
-        capsys, str(tmp_path / "empty")
-    )
+    for kind in ("cclm", "llama"):
+        (tmp_path / "empty" / "config.json").write_text(json.dumps({"model_type": kind}))
+        told = failure(capsys, str(tmp_path / "empty"))
+        assert f"holds a model of type {kind}, which neither tells of pictures nor paints; give a folder of" in told
 
 
 def test_a_language_model_that_has_been_moved_is_told(
@@ -138,3 +146,17 @@ def test_a_language_model_that_has_been_moved_is_told(
     assert capsys.readouterr().out.strip() == wanted(folder, [Prompt((picture(0),), "de")])[0]
     other = str(language_models("llama", seed=7))
     assert "was trained with another language model" in failure(capsys, *one, "--language_model", other)
+
+
+def test_a_language_model_that_has_been_replaced_is_refused(
+    build: Callable[..., Built],
+    pictures: list[Path],
+    language_models: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    own = shutil.copytree(language_models("llama"), tmp_path / "own")
+    folder = saved(build(language_model=LanguageModelSettings(pretrained=str(own))), tmp_path / "model")
+    shutil.copytree(language_models("llama", seed=7), own, dirs_exist_ok=True)
+    told = failure(capsys, str(folder), "--image", str(pictures[0]), "--language", "de")
+    assert f"{folder} was trained with another language model than the one that is given; give that" in told

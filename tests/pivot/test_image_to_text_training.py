@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from cclm.cli import main
@@ -20,6 +22,7 @@ from cclm.pivot.generation import GenerationOptions
 from cclm.pivot.image_to_text import ImageToText, Prompt
 from cclm.types import Record
 from tests.data.conftest import image_records, sentence, text_records
+from tests.pivot.cards import arguments, block, checked
 from tests.pivot.conftest import FAMILIES, picture
 from tests.pivot.watcher import moved
 from tests.training.conftest import changed
@@ -151,6 +154,74 @@ def test_the_export_answers_and_tells_what_it_met(fit: Run) -> None:
     assert all(value < 10 for value in map(float.fromhex, steps(folder)[0]["losses"].values()))
 
 
+def test_its_card_tells_what_it_is_and_how_it_is_used(
+    fit: Run, data: Path, config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = {"shards": str(data / "photos"), "prompt": PROMPT, "languages": ["en", "de"], "limit": 10}
+    callbacks = config()["trainer"]["callbacks"]
+    callbacks[0]["init_args"] |= {"licence": "apache-2.0", "lowest": "dev/en/answers/loss"}
+    folder = fit(
+        trainer__callbacks=callbacks,
+        trainer__val_check_interval=2,
+        trainer__check_val_every_n_epoch=None,
+        data__validation={"dev": measured},
+        model__alignment={"streams": ["photos"], "layers": [1, 2]},
+    )
+    card, names = checked(folder / "model", monkeypatch)
+    assert card.data.to_dict() == {
+        "language": ["de", "en", "fr"],
+        "license": "apache-2.0",
+        "library_name": "cclm",
+        "pipeline_tag": "image-to-text",
+        "tags": ["cclm", "multilingual", "pivot", "image-captioning"],
+    }
+    assert len(names["answers"]) == 1
+    for line in (
+        "| de | no | zero-shot |",
+        "| en | yes | supervised |",
+        "| bridge | resampler, 4 states of a picture | in this folder |",
+        "| preset | chat_s1: the bridge; language model and image encoder frozen |",
+        "| aligned layers | 1, 2 |",
+        "| updates | 2 of 2 |",
+        "| dev | others | ",
+        "Trained with the prompt `<image><2{code}>`",
+    ):
+        assert line in card.text
+    assert "language_models" in card.text and "llama0`, seen from here |" in card.text
+    assert "step 2, the lowest dev/en/answers/loss (" in card.text
+    photos = os.path.relpath(data / "photos", folder / "model")
+    assert f"| photos | `{photos}` | 48 | en 48 | answers, alignment | 6 |" in card.text
+    report = folder / "report.json"
+    words = arguments(block(card, "bash").splitlines()[1], folder / "model")
+    words[words.index("a split")] = str(data / "photos")
+    words[words.index("report.json")] = str(report)
+    main([*words, "--draws", "0"])
+    again = ModelCard.load(folder / "model" / "README.md").text
+    assert "None yet: `cclm evaluate captions`" in card.text and "None yet" not in again
+    assert f"`report.json`: captions on `{photos}`" in again and "| de | parallel |" in again
+
+
+def test_the_card_of_translations_and_of_a_second_stage(
+    fit: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit()
+    (tmp_path / "model").rename(tmp_path / "first")
+    parallel = {"texts": "parallel", "share": 0.5, "languages": ["de"]}
+    translated = {
+        "shards": str(data / "photos"),
+        "batch_size": 4,
+        "prompt": PROMPT,
+        "pairs": {"class_path": "cclm.data.pairs.ImageCaption", "init_args": parallel},
+    }
+    later = {"model__preset": "chat_s2", "model__network__pretrained": str(tmp_path / "first")} | LORA
+    folder = fit(**later, model__streams=["translated"], data__streams={"translated": translated})
+    card, _ = checked(folder / "model", monkeypatch)
+    assert "starting from `../first`." in card.text and "what trained: in this folder |" in card.text
+    assert "| de | as translations, with 50% of the pictures | quasi-zero-shot |" in card.text
+    assert "| en | yes | supervised |" in card.text and "| fr | no | zero-shot |" in card.text
+    assert "--language fr" in block(card, "bash")
+
+
 def test_cached_states_train_as_the_pictures_do(fit: Run, data: Path, tmp_path: Path) -> None:
     """A second stream over the same pictures brings translations of a part of them, and a third texts alone."""
     photos = {"shards": str(data / "photos"), "batch_size": 4, "prompt": PROMPT}
@@ -215,7 +286,13 @@ def test_the_best_by_a_loss_is_exported(fit: Run, data: Path, config: Callable[.
     assert any(not torch.equal(value, after[name]) for name, value in kept.items())
 
 
-def test_a_resumed_run_repeats_an_uninterrupted_one(fit: Run, config: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_resumed_run_repeats_an_uninterrupted_one(
+    fit: Run,
+    config: Callable[..., Config],
+    tmp_path: Path,
+    language_models: Callable[..., Path],
+    capsys: pytest.CaptureFixture,
+) -> None:
     keep = {"dirpath": str(tmp_path / "checkpoints"), "every_n_train_steps": 2, "save_top_k": -1}
     saving = {"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": keep}
     changes = {
@@ -235,6 +312,11 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(fit: Run, config: Callable[.
     assert all(torch.equal(value, again[name]) for name, value in after.items())
     held = set(torch.load(checkpoint, weights_only=True)["state_dict"])
     assert held and all(name.startswith("model.bridge.") or "lora_" in name for name in held)
+    changes["model__network__language_model__pretrained"] = str(language_models("llama", seed=7))
+    with pytest.raises(SystemExit):
+        fit("--ckpt_path", str(checkpoint), **changes)
+    told = "the checkpoint was made with another language model than the config's; resume with the one that it was made"
+    assert told in capsys.readouterr().err
 
 
 def test_pictures_are_aligned_with_their_captions(fit: Run, config: Callable[..., Config], tmp_path: Path) -> None:
@@ -281,7 +363,17 @@ def test_a_second_stage_starts_from_the_first(fit: Run, tmp_path: Path) -> None:
         ({"model__streams": ["pictures"]}, "streams ['pictures'], data.streams are ['photos']"),
         ({"data__streams__photos__prompt": None}, "data.streams.photos has no prompt; give one"),
         ({"data__streams__photos__prompt": "<2{code}>"}, "stream photos: prompt '<2{code}>' has 0 mark(s) <image> for"),
+        (
+            {"data__validation": {"dev": {"shards": "{photos}", "prompt": "<2{code}>"}}},
+            "validation set dev: prompt '<2{code}>' has 0 mark(s) <image> for 1 picture(s)",
+        ),
+        ({"data__streams__photos__prompt": "<image><image><2{code}>"}, "has 2 mark(s) <image> for 1 picture(s)"),
         ({"data__streams__photos__prompt": "<image>{word}"}, "has a field {word}; there are {text}"),
+        ({"data__streams__photos__pairs__init_args__languages": ["xx"]}, "no text in language xx; there are de, en"),
+        (
+            {"model__network__bridge__states": 70},
+            "data.streams.photos: a prompt of 72 tokens and an answer of up to 25, but the language model holds 96",
+        ),
         ({"model__preset": "chat_s1_image_encoder", "data__loader__cache": "x"}, "an image encoder that still trains"),
         ({"model__optimizer__frozen": ["bridge"]}, "optimizer.frozen leaves nothing to train"),
         ({"model__alignment": {"streams": ["photos"], "layers": []}}, "model.alignment needs streams and layers"),
@@ -292,8 +384,10 @@ def test_a_second_stage_starts_from_the_first(fit: Run, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_trained_is_one_line(
-    fit: Run, capsys: pytest.CaptureFixture, changes: Config, message: str
+    fit: Run, capsys: pytest.CaptureFixture, data: Path, changes: Config, message: str
 ) -> None:
+    if "data__validation" in changes:
+        changes["data__validation"]["dev"]["shards"] = str(data / "photos")
     with pytest.raises(SystemExit) as stop:
         fit(**changes)
     error = capsys.readouterr().err.splitlines()

@@ -304,6 +304,8 @@ def test_a_prompt_over_the_context_is_one_line() -> None:
         model.loss(model.embed(ids), mask, ids)
     with pytest.raises(ValueError, match="60 tokens and an answer of up to 5"):
         model.generate(model.embed(ids[:, :60]), mask[:, :60], GenerationOptions(max_tokens=5))
+    with pytest.raises(ValueError, match="shorten the prompt, give a picture fewer states or lower max_tokens"):
+        model.states(ids, mask, [1])
     with pytest.raises(ValueError, match="layer 3: this language model has 0"):
         LayerEncoder(model, 3, torch.zeros(()))
 

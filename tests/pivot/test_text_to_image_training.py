@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cclm.cli import main
 from cclm.data.shards import read_records, write_shards
@@ -21,6 +23,7 @@ from cclm.pivot.sampling import SamplingOptions
 from cclm.pivot.text_to_image import TextToImage
 from cclm.types import PairBatch
 from tests.data.conftest import image_records
+from tests.pivot.cards import checked
 from tests.pivot.tiny_diffusion import UNET, pixart, sana, stable_diffusion
 from tests.pivot.watcher import moved
 from tests.training.conftest import changed
@@ -159,6 +162,24 @@ def _idle(name: str) -> bool:
     return name.endswith(("to_k.bias", "key.bias")) or "pos_embed" in name or "caption_projection.y_embedding" in name
 
 
+@pytest.mark.parametrize("backbone", ["pixels", "sd"])
+def test_its_card_tells_what_it_is_and_how_it_is_used(fit: Run, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = "paint_full" if backbone == "pixels" else "paint_cross_attention"
+    folder = fit(backbone=backbone, model__preset=preset)
+    card, names = checked(folder / "model", monkeypatch)
+    assert (card.data.language, card.data.pipeline_tag) == (["de", "en", "fr"], "text-to-image")
+    assert names["picture"].size == (16, 16) and (folder / "elsewhere" / "ball.png").is_file()
+    assert (folder / "elsewhere" / "pipeline" / "model_index.json").is_file()
+    assert "| de | no | zero-shot |" in card.text and "| en | yes | supervised |" in card.text
+    assert "| text encoder | layer 1 of a language model: llama, 2 layers of width 32 | `../../" in card.text
+    if backbone == "pixels":
+        assert "| denoiser | diffusers' UNet2DConditionModel | in this folder |" in card.text
+        assert "| space |" not in card.text
+    else:
+        assert "sd`, seen from here; what trained: in this folder |" in card.text
+        assert "| space | latents, 2 pixels a side of a cell | `../" in card.text
+
+
 def test_the_average_of_the_weights_is_exported(fit: Run) -> None:
     folder = fit(model__average=0.9, trainer__max_steps=3)
     before, after = state(folder, "before"), state(folder)
@@ -193,6 +214,45 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(fit: Run, config: Callable[.
     torch.save(held, checkpoint)
     with pytest.raises(SystemExit):
         fit("--ckpt_path", str(checkpoint), **changes)
+
+
+def test_resuming_with_another_language_model_is_refused(
+    fit: Run,
+    config: Callable[..., Config],
+    tmp_path: Path,
+    language_models: Callable[..., Path],
+    capsys: pytest.CaptureFixture,
+) -> None:
+    keep = {"dirpath": str(tmp_path / "checkpoints"), "save_last": True}
+    saving = {"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": keep}
+    changes = {"trainer__callbacks": [*config()["trainer"]["callbacks"], saving], "trainer__enable_checkpointing": True}
+    fit(**changes, trainer__max_steps=1)
+    for other in ({"pretrained": str(language_models("llama", seed=7))}, {"layer": 0}):
+        encoder = {f"model__network__text_encoder__{name}": value for name, value in other.items()}
+        with pytest.raises(SystemExit):
+            fit("--ckpt_path", str(tmp_path / "checkpoints" / "last.ckpt"), **changes, **encoder)
+        assert "the checkpoint was made with another text encoder than the config's" in capsys.readouterr().err
+
+
+def test_an_autoencoder_that_gives_nan_is_one_line(
+    fit: Run, backbones: dict[str, Config], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """In training, and in painting with a folder of before."""
+    sd = shutil.copytree(backbones["sd"]["pretrained"], tmp_path / "sd")
+    own = {"model__network__denoiser": {"pretrained": str(sd)}, "model__preset": "paint_bridge"}
+    fit(backbone="sd", **own)
+    (weights,) = (sd / "vae").glob("*.safetensors")
+    broken = {name: value.fill_(math.nan) for name, value in load_file(weights).items()}
+    save_file(broken, weights, {"format": "pt"})
+    capsys.readouterr()
+    told = "the autoencoder (VAE) gave NaN or infinity in float32: its weights are damaged"
+    paint = ["generate", str(tmp_path / "model"), "--prompt", "ball", "--output", str(tmp_path / "x.png")]
+    for run in (lambda: fit(backbone="sd", **own), lambda: main([*paint, "--steps", "2"])):
+        with pytest.raises(SystemExit) as stop:
+            run()
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert stop.value.code == 2 and told in error
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_gradients_that_are_gathered_are_one_update_of_the_average(fit: Run) -> None:
@@ -242,6 +302,13 @@ def test_pictures_are_squeezed_but_neither_cropped_nor_mirrored(fit: Run, data: 
         ({"processor__image_size": 15}, "pictures of 15 pixels a side are no whole cells of 2"),
         ({"model__network__bridge__width": 2048}, "paint_bridge is for at most 20 million parameters"),
         ({"model__network__text_encoder__layer": 9}, "layer 9: this language model has 0"),
+        (
+            {"data__streams__photos__pairs": {"class_path": "cclm.data.pairs.Translation", "init_args": {}}},
+            "data.streams.photos: Translation draws no captions to paint from; give ImageCaption",
+        ),
+        ({"model__network__denoiser__config__cross_attention_dim": 0}, "cross_attention_dim is 0; one width"),
+        ({"processor__max_tokens": 97}, "max_tokens is 97, but the language model"),
+        ({"data__streams__photos__pairs__init_args__languages": ["xx"]}, "no text in language xx; there are de, en"),
         ({"model__network__denoiser__config__cross_attention_dim": [24, 16]}, "one width for all its blocks is needed"),
         (
             {"model__network__noise": {"scheduler": {"prediction_type": "x0"}}},

@@ -21,6 +21,7 @@ from cclm.pivot.generation import GenerationOptions
 from cclm.pivot.language_model import LanguageModelSettings
 from cclm.pivot.processor import PivotProcessor
 from tests.data.conftest import WORDS, sentence, text_records
+from tests.pivot.cards import arguments, block, checked
 from tests.training.conftest import changed
 
 Config = dict[str, Any]
@@ -151,6 +152,24 @@ def test_alignment_brings_states_of_translations_together(fit: Callable[..., Pat
     }
 
 
+@pytest.mark.parametrize("chat_template", ["own", "plain"])
+def test_its_card_tells_what_it_is_and_how_it_is_used(
+    fit: Callable[..., Path], data: Path, tmp_path: Path, chat_template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fit(aligned=chat_template == "own", processor__chat_template=chat_template)
+    card, names = checked(folder / "model", monkeypatch)
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "text-generation"
+    assert card.data.language == sorted(WORDS)
+    asked = PivotProcessor.from_pretrained(folder / "model").prompt(PROMPT, "de", "a red ball")
+    assert names["given"].input_ids[0].tolist() == asked
+    assert "starting from random weights." in card.text and "llama, 2 layers of width 32, " in card.text
+    assert "answers were in de, en, fr. It has met no pictures." in card.text
+    assert ("| aligned layers | 1, 2 |" in card.text) == (chat_template == "own")
+    command = block(card, "bash").replace("a split of sentence pairs", str(data / "texts"))
+    main([*arguments(command, folder / "model"), "--sentences", "8"])
+    assert (folder / "elsewhere" / "alignment.json").is_file()
+
+
 def test_adapters_of_a_pretrained_model_train_alone(fit: Callable[..., Path], data: Path, tmp_path: Path) -> None:
     fit(trainer__max_steps=3)
     (tmp_path / "model").rename(tmp_path / "first")
@@ -205,6 +224,27 @@ def test_the_loss_of_translations_is_measured_per_language(
     assert all(2 < float(loss) < 9 for loss in found.values())
 
 
+def test_a_tokenizer_without_chat_template_and_tags_is_one_line(
+    fit: Callable[..., Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    bare = tmp_path / "bare"
+    train_tokenizer([sentence(language, n) for language in WORDS for n in range(200)], bare, 90)
+    told = {
+        "own": f"the tokenizer at {bare} has no chat template, as base models have none; set processor.chat_template",
+        "plain": "stream captions: language 'de' is unknown to this model; it has tags for none: train it with `cclm",
+    }
+    drawer = {"languages": ["de"], "anchor": "en", "swap": 0.0}
+    for chat_template, message in told.items():
+        with pytest.raises(SystemExit):
+            fit(
+                processor__tokenizer=str(bare),
+                processor__chat_template=chat_template,
+                data__streams__captions__pairs__init_args=drawer,
+            )
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("aligned", "changes", "message"),
     [
@@ -216,13 +256,30 @@ def test_the_loss_of_translations_is_measured_per_language(
         (True, {"model__streams": ["captions", "pairs"]}, "both have 'pairs'; name it once"),
         (False, {"model__streams": ["sentences"]}, "streams ['sentences'], data.streams are ['captions']"),
         (False, {"data__streams__captions__prompt": "<image><2{code}>"}, "1 mark(s) <image> for 0 picture(s)"),
+        (
+            False,
+            {"data__streams__captions__pairs__init_args": {"languages": ["xx"]}},
+            "no text in language xx; there are",
+        ),
+        (
+            False,
+            {"model__network__config__max_position_embeddings": 8},
+            "but the language model holds 8; shorten the prompt, give a picture fewer states or lower max_tokens",
+        ),
         (False, {"model__network__config__hidden_size": 30}, "language_model.config: no llama comes out of it"),
+        (
+            False,
+            {"data__validation": {"dev": {"shards": "{texts}", "prompt": "<image>{text}<2{code}>"}}},
+            "validation set dev: prompt '<image>{text}<2{code}>' has 1 mark(s) <image> for 0 picture(s)",
+        ),
         (False, {"data__validation": {"dev": {"shards": "nowhere", "prompt": PROMPT}}}, "validation set dev"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
-    fit: Callable[..., Path], capsys: pytest.CaptureFixture, aligned: bool, changes: Config, message: str
+    fit: Callable[..., Path], capsys: pytest.CaptureFixture, data: Path, aligned: bool, changes: Config, message: str
 ) -> None:
+    if "{texts}" in str(changes):
+        changes["data__validation"]["dev"]["shards"] = str(data / "texts")
     with pytest.raises(SystemExit):
         fit(aligned=aligned, **changes)
     told = capsys.readouterr().err
