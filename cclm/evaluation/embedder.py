@@ -43,7 +43,7 @@ Shapes: N images, T texts, E embedding, P (image, text) pairs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, TypeAlias
 
@@ -154,7 +154,8 @@ class System:
     not, and no result of an earlier run is taken for this model's. `image_size`: pixels below which
     a jpeg need not be decoded, None for all that it has. `settings`: of how it runs, those that change its numbers;
     `pair_settings`, `label_settings`, `caption_settings`: likewise of one part alone. `notes`: what of that every
-    result says in words. `met`: languages that it met beside pictures in training, None where nobody tells.
+    result says in words. `asking`: the prompt of questions about so many pictures, where they are not to be asked in a
+    task's wording. `met`: languages that it met beside pictures in training, None where nobody tells.
     """
 
     name: str
@@ -166,6 +167,7 @@ class System:
     labels: Labeller | None = None
     answers: Answerer | None = None
     captioner: Captioner | None = None
+    asking: Callable[[int], str] | None = None
     image_size: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     pair_settings: dict[str, Any] = field(default_factory=dict)

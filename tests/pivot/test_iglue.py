@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from cclm.cli import main
-from cclm.evaluation.adapters.language_model import Prompted, PromptOptions
+from cclm.data.tokenizer import train_tokenizer
+from cclm.evaluation.adapters.language_model import Prompted, PromptOptions, own_asking
 from cclm.evaluation.embedder import Asked
 from cclm.evaluation.task import find
 from cclm.pivot.generation import GenerationOptions
 from cclm.pivot.image_to_text import Built
 from cclm.pivot.notes import TrainingNotes
+from cclm.pivot.processor import PivotProcessorSettings
 from cclm.types import PromptInput, StatesInput, VisualPromptBatch
 from tests.data.conftest import WORDS
 from tests.evaluation.iglue.conftest import bundle  # noqa: F401 (a fixture)
@@ -131,6 +133,23 @@ def test_two_pictures_have_an_order(build: Build) -> None:
     assert adapter.likeliest(pairs, asked, wording.prompt, answers) == scores.argmax(1).tolist()
 
 
+def test_models_with_tags_are_asked_as_they_were_trained(build: Build, tmp_path: Path) -> None:
+    processor = build().processor
+
+    def asked(template: str | None, images: int = 1) -> str | None:
+        processor.template = template
+        asking = own_asking(processor)
+        return asking and asking(images)
+
+    assert asked("<image><2{code}>") == "<image>{text}<2{code}>"
+    assert asked("<image>\n{text} <2{code}>", 2) == "<image><image>\n{text} <2{code}>"
+    assert asked("a <image> b <image><2{code}>", 2) == "a <image> b <image>{text}<2{code}>"
+    assert asked(None) is None and asked("{text}<2{code}>") is None
+    train_tokenizer([f"{a} {b}" for a in WORDS["en"] for b in WORDS["de"]], tmp_path / "bare", 60)
+    bare = PivotProcessorSettings(str(tmp_path / "bare"), chat_template="plain", template="<image>\nDescribe it.")
+    assert own_asking(bare.build()) is None  # a large one, which understands a task's wording
+
+
 @pytest.fixture
 def folder(build: Build, tmp_path: Path) -> Path:
     made = build()
@@ -173,7 +192,9 @@ def test_iglue_runs_on_its_folder(folder: Path, data: Path, tmp_path: Path, caps
         found |= {(one["task"], one["language"]): one for one in json.loads(capsys.readouterr().out)}
     assert set(found) == {("xgqa", "en"), ("xvnli", "en"), ("xvnli", "fr"), ("marvl", "tr")}
     assert [found[name]["regime"] for name in found] == ["supervised", "supervised", "zero-shot", "zero-shot"]
-    assert all(any("the likeliest answer to: " in note for note in one["notes"]) for one in found.values())
+    for (task, _), one in found.items():  # as it was trained, behind one picture or two
+        asked = f"{'<image>' * (1 + (task == 'marvl'))}{{text}}<2{{code}}>"
+        assert f"the likeliest answer to: {asked!r}" in one["notes"]
     assert 0 < found["xgqa", "en"]["items"] <= 12
     files = (tmp_path / "run/predictions").iterdir()
     said = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]

@@ -5,7 +5,7 @@ Shapes: N images, L patches, W width of the image encoder, B prompts, K answers,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,13 +20,19 @@ from cclm.models.encoding import EncodingOptions, batches, inference
 from cclm.types import PromptInput, StatesInput
 
 ANSWERED = "en"  # the language of the answers that tasks declare
+MARK = "<image>"  # where a picture stands in a prompt
 FEW = 64  # answers that are all spelt to the end at once
 
 
 class Prompter(Protocol):
-    """Pictures and prompts -> tensors. `template`: what the model was trained to answer."""
+    """Pictures and prompts -> tensors. `template`: what the model was trained to answer. `languages`: those that have a
+    tag, none where they are named in words.
+    """
 
     template: str | None
+
+    @property
+    def languages(self) -> Collection[str]: ...
 
     @property
     def image_size(self) -> int: ...
@@ -185,6 +191,19 @@ class Prompted:
         return self.model.label_log_likelihoods(StatesInput(states), batch, spelt).float().cpu()
 
 
+def own_asking(processor: Prompter) -> Callable[[int], str] | None:
+    """How a model is asked about so many pictures that knows languages by tags: a small one, from scratch, to which a
+    task's wording says nothing. As it was trained, the question behind the pictures where it had none; None for others.
+    """
+    trained = processor.template
+    if not processor.languages or trained is None or MARK not in trained:
+        return None
+    if "{text}" not in trained:
+        before, _, after = trained.rpartition(MARK)
+        trained = f"{before}{MARK}{{text}}{after}"
+    return lambda images: trained.replace(MARK, MARK * images) if trained.count(MARK) == 1 else trained
+
+
 def open_language_model(model: VisualLanguageModel, name: str, sha256: str, options: PromptOptions) -> System:
     """A model as the runner asks it. `sha256`: of its folder."""
     adapter, notes = Prompted(model, options), model.notes
@@ -196,6 +215,7 @@ def open_language_model(model: VisualLanguageModel, name: str, sha256: str, opti
         answers=adapter,
         captioner=adapter,
         image_size=model.processor.image_size,
+        asking=own_asking(model.processor),
         label_settings={"per_token": options.per_token, "candidates": options.candidates},
         caption_settings={"prompt": prompt, "generation": options.told},
         met=Met(frozenset(notes.languages), frozenset(notes.translated)),

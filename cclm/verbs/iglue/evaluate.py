@@ -73,6 +73,7 @@ def run(given: Namespace) -> None:
         groups = _tests(tasks, data, pictures, given)
         system = open_system(given.model, model_options)
         system = replace(system, name=given.system or system.name)
+        groups = [(one, [_worded(test, given.prompt, system) for test in tests]) for one, tests in groups]
         tests = _fitting(groups, system, run_options)
         if translator not in ("", SHIPPED):
             tests = _translated(tests, given)
@@ -97,15 +98,20 @@ def _tests(tasks: list[Chosen], data: DataFolder, pictures: PictureFiles, given:
     groups: list[Group] = []
     for one in tasks:
         with lenient(one.task, one.named):
-            if tests := [_worded(test, given.prompt) for test in one.tests(data, given.partial)]:
+            if tests := one.tests(data, given.partial):
                 groups.append((one, present(tests, pictures, given.partial)))
     return _some(groups)
 
 
-def _worded(test: TestSet, prompt: str | None) -> TestSet:
+def _worded(test: TestSet, prompt: str | None, system: System) -> TestSet:
+    """Asked as the user says, else as the model wants it, else as the task has it."""
     from cclm.evaluation.items import Questions, Wording
 
-    if prompt is None or not isinstance(test, Questions):
+    if not isinstance(test, Questions):
+        return test
+    if prompt is None and system.asking is not None:
+        prompt = system.asking(max((len(question.images) for question in test.questions), default=1))
+    if prompt is None:
         return test
     return replace(test, wording=Wording(prompt, test.wording.answers if test.wording else {}))
 
