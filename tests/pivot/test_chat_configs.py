@@ -80,6 +80,7 @@ def tiny(tmp_path: Path, language_models: Callable[..., Path]) -> Callable[..., 
             network["language_model"]["pretrained"] = str(language_models(family))
             network["image_encoder"] |= {"weights": str(tmp_path / "siglip.safetensors"), "options": TINY}
             network["bridge"] |= {"states": 4, "heads": 2, "width": 32}
+            config["processor"]["max_tokens"] = 24  # the tiny ones hold 96
             config["data"]["loader"] = {"workers": 0}
         else:
             config["model"]["network"]["pretrained"] = str(tmp_path / "first" / "pretrained")
