@@ -7,6 +7,7 @@ from typing import Any
 
 SCENES = ("en", "de", "tr", "zh")
 PHOTOS = ("en", "de", "fr", "cs", "pt")
+PLACE = "benchmarks/results"
 EMOJI = ("en", "de", "fr", "tr", "ar", "zh")
 PHOTO_AIM = {
     "zero-shot": "others ≥ 50 % of en, fidelity ≥ 90, en above nearest",
@@ -70,7 +71,9 @@ def scenes(result: Mapping[str, Any], where: str) -> list[str]:
             rows.append(
                 [direction, title, *cells, floor, mean(own.get("least_kept", {})), aim if variant == "aligned" else ""]
             )
-    return [*lines, *table(head, rows)]
+    chart = f"![Scenes told and painted, by language and language model]({PLACE}/pivot_scenes.png)"
+    sheet = f"[Painted by each, from the same noise]({PLACE}/pivot_scenes_sheet.png)"
+    return [*lines, *table(head, rows), *(["", chart, "", sheet] if result else [])]
 
 
 def photos(result: Mapping[str, Any], where: str) -> list[str]:
