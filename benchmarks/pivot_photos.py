@@ -176,6 +176,8 @@ def planned() -> tuple[Plan, bool]:
     parser.add_argument("--precision", default="32-true", help="bf16-mixed is twice as fast where processors have it")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
     given = parser.parse_args()
+    if unknown := set(given.variants.split(",")) - set(VARIANTS):
+        parser.error(f"--variants: no {unknown.pop()!r}; choose among {', '.join(VARIANTS)}")
     seeds, variants = tuple(map(int, given.seeds.split(","))), tuple(given.variants.split(","))
     if given.smoke:
         return smoke_plan(seeds, variants, given.beams), True

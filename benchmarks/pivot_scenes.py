@@ -314,6 +314,8 @@ def planned() -> tuple[Plan, bool]:
     parser.add_argument("--parts", default="chat,paint", help="chat, paint or both")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
     given = parser.parse_args()
+    if unknown := set(given.parts.split(",")) - set(CONFIGS):
+        parser.error(f"--parts: no {unknown.pop()!r}; choose among {', '.join(CONFIGS)}")
     seeds, parts = tuple(map(int, given.seeds.split(","))), tuple(given.parts.split(","))
     if given.smoke:
         folder = Path(tempfile.mkdtemp(prefix="pivot_scenes_"))
