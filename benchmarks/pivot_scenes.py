@@ -1,13 +1,15 @@
 """Vision learned in English alone, on drawn scenes: does it hold in German, Turkish and Chinese, in both directions?
 
 OMP_NUM_THREADS=1 python benchmarks/pivot_scenes.py           # hours on one core; goes on where it was stopped
+python benchmarks/pivot_scenes.py --ablation                  # half an hour; writes results/pivot_scenes_ablation.json
 python benchmarks/pivot_scenes.py --smoke                     # a few steps of everything, nothing written
 
 Trains what is missing below runs/pivot_scenes by `cclm fit`, for each of three seeds: language models that know all
 four languages, with their states aligned across languages and without (stage 0), and one that knows English only, the
-control; on each of them, frozen, image-to-text and text-to-image from pictures with English captions, and image-to-text
-where pictures do not meet their captions within the language model (answers alone). Tested on scenes whose combination
-of attributes no picture of training had. Writes results/pivot_scenes.json, a chart and a contact sheet.
+control; on each of them, frozen, image-to-text and text-to-image from pictures with English captions. Tested on scenes
+whose combination of attributes no picture of training had. Writes results/pivot_scenes.json, a chart and a contact
+sheet. The ablation is image-to-text on the aligned language model where pictures do not meet their captions within it
+(answers alone).
 
 Image to text, of every test picture: `exact`, all four attributes right in a sentence of the language asked for;
 `fidelity`, words of that language. Text to image, judged by benchmarks/scene_reader.py: the mean accuracy of the
@@ -57,7 +59,6 @@ LANGUAGE_MODELS = {  # variant -> config
 # What it is good for that pictures meet their captions within the language model: image to text on the aligned one,
 # without.
 ABLATION, WITHOUT = "answers_alone", {"model.alignment": "null", "model.weights": "{}"}
-VARIANTS = (*LANGUAGE_MODELS, ABLATION)
 CONFIGS = {"chat": "configs/pivot/scenes_chat.yaml", "paint": "configs/pivot/scenes_paint.yaml"}
 KEYS = {"chat": "model.network.language_model.pretrained", "paint": "model.network.text_encoder.pretrained"}
 SHOWN = {
@@ -70,7 +71,7 @@ OTHERS = LANGUAGES[1:]
 Scores = dict[str, dict[str, float]]  # language -> metric -> value
 Found = dict[str, dict[str, list[Scores]]]  # part -> variant -> scores by seed
 Painted = dict[str, list[Image.Image]]  # language -> pictures of the same prompts
-COLOURS = {"aligned": "#2f6db3", "unaligned": "#e0872b", "control": "#9aa3ae", ABLATION: "#7fb3e6"}
+COLOURS = {"aligned": "#2f6db3", "unaligned": "#e0872b", "control": "#9aa3ae"}
 
 
 # -- image to text ---------------------------------------------------------------------------------------------------
@@ -290,28 +291,31 @@ def chart(result: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(5.2 * len(parts), 3.6), layout="constrained")
     for axes, part in zip(figure.subplots(1, len(parts), squeeze=False).flat, parts, strict=True):
         metric, title = SHOWN[part]
-        for place, (variant, found) in enumerate(result[part].items()):
+        for place, variant in enumerate(name for name in LANGUAGE_MODELS if name in result[part]):
+            found = result[part][variant]
             values = [found[language][metric] for language in LANGUAGES]
-            x = [number + 0.2 * (place - 1.5) for number in range(len(LANGUAGES))]
+            x = [number + 0.27 * (place - 1) for number in range(len(LANGUAGES))]
             bars = {"yerr": [one["deviation"] or 0 for one in values], "label": variant, "color": COLOURS[variant]}
-            axes.bar(x, [one["mean"] for one in values], 0.19, capsize=2, zorder=2, **bars)
+            axes.bar(x, [one["mean"] for one in values], 0.25, capsize=2, zorder=2, **bars)
             if part == "paint":
                 floor = [found[language]["mismatched"]["mean"] for language in LANGUAGES]
-                axes.hlines(floor, [left - 0.095 for left in x], [left + 0.095 for left in x], "#c0392b", zorder=3)
+                axes.hlines(floor, [left - 0.125 for left in x], [left + 0.125 for left in x], "#c0392b", zorder=3)
         axes.set_xticks(range(len(LANGUAGES)), LANGUAGES)
         axes.set_ylim(0, 1)
         axes.set_title(title, loc="left", fontsize=10)
         axes.grid(axis="y", color="#e3e6ea", zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
     entries = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*entries, frameon=False, ncols=len(VARIANTS), loc="outside lower center", fontsize=9)
+    figure.legend(*entries, frameon=False, ncols=len(LANGUAGE_MODELS), loc="outside lower center", fontsize=9)
     figure.savefig(path, dpi=150, format="png")
 
 
-def planned() -> tuple[Plan, bool]:
+def planned() -> tuple[Plan, str]:
+    """What to do, and the name of its result; none of a smoke run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--parts", default="chat,paint", help="chat, paint or both")
+    parser.add_argument("--ablation", action="store_true", help="image to text from answers alone, and nothing else")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
     given = parser.parse_args()
     if unknown := set(given.parts.split(",")) - set(CONFIGS):
@@ -320,12 +324,16 @@ def planned() -> tuple[Plan, bool]:
     if given.smoke:
         folder = Path(tempfile.mkdtemp(prefix="pivot_scenes_"))
         variants = ("aligned", "control", ABLATION)
-        return Plan(folder, seeds[:1], variants, parts, SamplingOptions(steps=2), dict(SMOKE), 1, 8), True
-    return Plan(RUNS, seeds, VARIANTS, parts, SamplingOptions(), {}, PER_SCENE, None), False
+        return Plan(folder, seeds[:1], variants, parts, SamplingOptions(steps=2), dict(SMOKE), 1, 8), ""
+    variants = tuple(LANGUAGE_MODELS)
+    if given.ablation:
+        variants, parts = (ABLATION,), ("chat",)
+    name = "pivot_scenes_ablation" if given.ablation else "pivot_scenes"
+    return Plan(RUNS, seeds, variants, parts, SamplingOptions(), {}, PER_SCENE, None), name
 
 
 def main() -> None:
-    plan, smoke = planned()
+    plan, name = planned()
     torch.set_num_threads(1)
     disable_progress_bar()
     built(DATA, "data", "build", "scenes", "--source", ".", "--output", DATA)
@@ -341,16 +349,21 @@ def main() -> None:
         "seconds": seconds,
         **facts(torch=torch.__version__),
     }
-    place = plan.runs if smoke else RESULTS
+    if ABLATION not in plan.variants or not name:
+        draw(result, shown, RESULTS if name else plan.runs)
+    if name:
+        write(name, result)
+    else:
+        print(json.dumps(result, indent=1))
+
+
+def draw(result: Mapping[str, Any], shown: Mapping[str, Painted], place: Path) -> None:
+    """The chart, and the contact sheet where pictures were painted."""
     with whole_file(place / "pivot_scenes.png") as partial:
         chart(result, partial)
     if shown:
         with whole_file(place / "pivot_scenes_sheet.png") as partial:
             sheet(shown).save(partial, "PNG")
-    if smoke:
-        print(json.dumps(result, indent=1))
-    else:
-        write("pivot_scenes", result)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def pivots(read: Mapping[str, Mapping[str, Any]], where: Mapping[str, str]) -> l
     lines = [
         "**Pivots** (MPM). Pictures are met with English captions alone; means of three seeds (± their deviation)."
     ]
-    lines += scenes(read["pivot_scenes"], where["pivot_scenes"])
+    lines += scenes(read["pivot_scenes"], read["pivot_scenes_ablation"], where["pivot_scenes"])
     lines += photos(read["pivot_photos"], where["pivot_photos"])
     lines += emoji(read["pivot_emoji"], where["pivot_emoji"])
     lines += languages(read["pivot_languages"], where["pivot_languages"])
@@ -46,8 +46,8 @@ def mean(found: Mapping[str, Any], digits: int = 1, factor: float = 100.0) -> st
     return f"{factor * found['mean']:.{digits}f}{spread}"
 
 
-def scenes(result: Mapping[str, Any], where: str) -> list[str]:
-    """Both directions, a row for each language model."""
+def scenes(result: Mapping[str, Any], ablation: Mapping[str, Any], where: str) -> list[str]:
+    """Both directions, a row for each language model; and what is not aligned with captions."""
     lines = [
         "",
         "Drawn scenes whose combination of attributes was never seen, %. To text: all four attributes right in the",
@@ -65,7 +65,7 @@ def scenes(result: Mapping[str, Any], where: str) -> list[str]:
         for variant, title in READERS.items():
             if (part, variant) == ("paint", "answers_alone"):
                 continue
-            own = result.get(part, {}).get(variant, {})
+            own = (ablation if variant == "answers_alone" else result).get(part, {}).get(variant, {})
             cells = [mean(own.get(language, {}).get(metric, {})) for language in SCENES]
             floor = mean(own.get("en", {}).get("mismatched", {}))
             rows.append(

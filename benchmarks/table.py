@@ -276,7 +276,8 @@ def benchmark_rows() -> list[tuple[str, ...]]:
 
 
 def figures() -> str:
-    results = {f"pivot_{name}": read(f"pivot_{name}") for name in ("scenes", "photos", "emoji", "languages", "cost")}
+    names = ("scenes", "scenes_ablation", "photos", "emoji", "languages", "cost")
+    results = {f"pivot_{name}": read(f"pivot_{name}") for name in names}
     pivoted = pivots(results, {name: where(result) for name, result in results.items()})
     sections = [transfer(), multi30k(), pivoted, speed(), reference()]
     return "\n".join([BEGIN, "", *(line for section in sections for line in [*section, ""]), END])

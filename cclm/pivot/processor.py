@@ -62,10 +62,9 @@ class PivotProcessor(CCLMProcessor):
         asked.check_pictures(pictures)
         return self.maker.prompts_of(asked, [text], [language])[0]
 
-    def longest(self, template: str, max_tokens: int | None = None) -> tuple[int, int]:
+    def longest(self, template: str, language: str, max_tokens: int | None = None) -> tuple[int, int]:
         """Tokens of the longest prompt that the template makes, and of the longest answer. Errors: as of `prompt`."""
         most, asked = max_tokens or self.max_tokens, Template(template)
-        language = self.languages[0] if self.languages else "en"
         prompt = len(self.prompt(template, language, pictures=asked.pictures))
         return prompt + most * template.count("{text}"), len(self.answers([""])[0]) + most
 

@@ -5,6 +5,8 @@ Shapes: B pictures of H x W pixels, C channels of h x w cells.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,6 +77,10 @@ class Space(nn.Module, ABC):
     def decode(self, cells: Tensor) -> Tensor:
         """(B, C, h, w) -> pixels (B, 3, H, W), about in [-1, 1]."""
 
+    def fingerprint(self) -> str:
+        """Tells which learned space it is; nothing where none is learned, as its settings say all."""
+        return ""
+
 
 class PixelSpace(Space):
     """Nothing is lost, and nothing learned: pixels, or squares of them side by side as channels."""
@@ -115,6 +121,16 @@ class LatentSpace(Space):
         scaled = cells / config.scaling_factor + (config.get("shift_factor") or 0.0)
         with self._own_precision(cells):
             return self._checked(self.vae.decode(scaled.to(self.vae.dtype)).sample.float())
+
+    def fingerprint(self) -> str:
+        """Of the autoencoder's geometry, scaling and vectors (biases, norms), in half precision all but surely too."""
+        own = {name: value for name, value in self.vae.config.items() if not name.startswith("_")}
+        digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode())
+        for name, value in self.vae.named_parameters():
+            if value.dim() == 1:
+                rounded = value.detach().to(torch.bfloat16).cpu().contiguous().view(torch.int16)
+                digest.update(name.encode() + rounded.numpy().tobytes())
+        return digest.hexdigest()
 
     def _own_precision(self, like: Tensor) -> torch.autocast:
         return torch.autocast(like.device.type, enabled=False)  # mixed precision is for what trains

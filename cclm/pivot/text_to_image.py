@@ -108,6 +108,7 @@ class TextToImage(nn.Module):
         self.fingerprints = {  # of what lies elsewhere, before anything here has trained
             "text_encoder": parts.text_encoder.fingerprint,
             "denoiser": parts.denoiser.fingerprint() if settings.denoiser.pretrained else "",
+            "autoencoder": parts.space.fingerprint(),
         }
 
     @property
@@ -235,7 +236,7 @@ class TextToImage(nn.Module):
     def start_from(self, folder: str | Path) -> None:
         """Take what trained in a folder, and its notes.
 
-        Errors: ValueError where it was made for another text encoder or denoiser, or does not fit.
+        Errors: ValueError where it was made for another text encoder, denoiser or autoencoder, or does not fit.
         """
         stored = read_config(folder, MODEL_TYPE)
         for part, made in stored["fingerprints"].items():

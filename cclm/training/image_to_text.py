@@ -23,6 +23,7 @@ from cclm.pivot.processor import PivotProcessorSettings
 from cclm.training.answers import AnswerSet
 from cclm.training.base import System
 from cclm.training.datamodule import LoaderSettings, StreamDataModule
+from cclm.training.language_model import check_fits
 from cclm.training.optim import OptimizerSettings, freeze
 from cclm.types import PromptBatch
 
@@ -98,10 +99,7 @@ class ImageToTextSystem(System):
                 raise ValueError(
                     f"data.streams.{name} has no prompt; give one, '<image>Describe the picture in {{language}}.'"
                 )
-            try:
-                self.model.language_model.check_length(*self.processor.longest(stream.prompt, stream.max_tokens))
-            except ValueError as error:
-                raise ValueError(f"data.streams.{name}: {error}") from None
+            check_fits(name, stream, self.processor, self.model.language_model)
         about = [stream.prompt for stream in streams.values() if not isinstance(stream.pairs, Translation)]
         self.processor.template = self.processor.template or next(iter(about), None)
         self.model.notes = self._before.then(notes(self.preset, streams))

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from cclm.data.batches import StreamConfig
 from cclm.objectives.base import EncodedPair
 from cclm.objectives.contrastive import Contrastive
-from cclm.pivot.language_model import LanguageModelSettings, LayerEncoder, layer_view
-from cclm.pivot.processor import PivotProcessorSettings
+from cclm.pivot.language_model import LanguageModel, LanguageModelSettings, LayerEncoder, layer_view
+from cclm.pivot.processor import PivotProcessor, PivotProcessorSettings
 from cclm.training.base import System
 from cclm.training.datamodule import LoaderSettings, StreamDataModule
 from cclm.training.optim import OptimizerSettings, freeze
@@ -86,13 +86,16 @@ class LanguageModelSystem(System):
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / alignment.temperature)))
 
     def setup(self, stage: str) -> None:
-        """Errors: ValueError for a stream that lacks its prompt, and for one to be aligned that has one."""
+        """Errors: ValueError for a stream that lacks its prompt, one to be aligned that has one, and where its longest
+        would not fit.
+        """
         streams: Mapping[str, StreamConfig] = self.trainer.datamodule.streams
         for name, stream in streams.items():
             if self._aligns(name) and stream.prompt is not None:
                 raise ValueError(f"data.streams.{name} has a prompt, but its sentences are to be aligned; remove it")
             if not self._aligns(name) and stream.prompt is None:
                 raise ValueError(f"data.streams.{name} has no prompt; give one, '{{text}}<2{{code}}>'")
+            check_fits(name, stream, self.processor, self.model)
         asked = [stream for name, stream in streams.items() if not self._aligns(name)]
         self.processor.template = self.processor.template or next((stream.prompt for stream in asked), None)
         before = getattr(self.model.plain.config, "languages", None) or []
@@ -149,3 +152,13 @@ class LanguageModelData(StreamDataModule):
         self.validation, self.testing = {**(validation or {})}, {**(test or {})}
         for name, chosen in (self.validation | self.testing).items():
             chosen.check(name)
+
+
+def check_fits(name: str, stream: StreamConfig, processor: PivotProcessor, model: LanguageModel) -> None:
+    """Before the first step. Errors: ValueError naming the stream whose longest texts the model has no room for."""
+    most = stream.max_tokens or processor.max_tokens
+    language = next((code for code, records in stream.languages().items() if records), "en")
+    try:
+        model.check_length(*((most,) if stream.prompt is None else processor.longest(stream.prompt, language, most)))
+    except ValueError as error:
+        raise ValueError(f"data.streams.{name}: {error}") from None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cclm.pivot.spaces import LatentSpace, PixelSpace, SpaceSettings
-from tests.pivot.tiny_diffusion import sana, stable_diffusion
+from tests.pivot.tiny_diffusion import another_autoencoder, sana, stable_diffusion
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,14 @@ def test_the_folder_may_be_the_autoencoders_own(folder: Path) -> None:
     whole, own = SpaceSettings(str(folder)).build(), SpaceSettings(str(folder / "vae")).build()
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), own.parameters(), strict=True))
     assert not any(parameter.requires_grad for parameter in own.parameters())
+
+
+def test_a_fingerprint_tells_autoencoders_apart_but_not_their_precision(folder: Path, tmp_path: Path) -> None:
+    made = SpaceSettings(str(folder)).build().fingerprint()
+    assert made == SpaceSettings(str(folder / "vae"), dtype="bfloat16").build().fingerprint()
+    others = [another_autoencoder(stable_diffusion(tmp_path / "sd")), sana(tmp_path / "sana")]
+    assert len({made, *(SpaceSettings(str(other)).build().fingerprint() for other in others)}) == 3
+    assert PixelSpace(2).fingerprint() == ""
 
 
 def test_sanas_autoencoder_is_one_too(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from cclm.pivot.spaces import SpaceSettings
 from cclm.pivot.text_encoders import TextEncoderSettings
 from cclm.pivot.text_to_image import TextToImage, TextToImageSettings
 from cclm.types import ImageInput, PairBatch, TextInput
-from tests.pivot.tiny_diffusion import UNET, stable_diffusion
+from tests.pivot.tiny_diffusion import UNET, another_autoencoder, stable_diffusion
 
 TEXTS = ["a red ball and a dog", "un chat", "ball"]
 Paint = Callable[..., TextToImage]
@@ -227,7 +227,7 @@ def test_a_large_bridge_is_refused_by_the_small_preset(paint: Paint) -> None:
         apply_preset("paint_bridge", model)
 
 
-def test_a_folder_made_for_another_text_encoder_or_denoiser_is_refused(
+def test_a_folder_made_for_other_parts_is_refused(
     paint: Paint, sd: Path, language_models: Callable[..., Path], tmp_path: Path
 ) -> None:
     model = paint(denoiser=DenoiserSettings(str(sd)))
@@ -251,6 +251,9 @@ def test_a_folder_made_for_another_text_encoder_or_denoiser_is_refused(
     UNet2DConditionModel(sample_size=8, **UNET).save_pretrained(elsewhere / "unet")
     with pytest.raises(ValueError, match="was trained with another denoiser"):
         paint(denoiser=DenoiserSettings(str(elsewhere)), pretrained=str(folder))
+    coded = another_autoencoder(stable_diffusion(tmp_path / "coded"))
+    with pytest.raises(ValueError, match="was trained with another autoencoder than the one that is given; give that"):
+        paint(denoiser=DenoiserSettings(str(sd)), space=SpaceSettings(str(coded)), pretrained=str(folder))
     told = json.loads((folder / "config.json").read_text())
     told["text_encoder"]["pretrained"] = "../gone"
     (folder / "config.json").write_text(json.dumps(told))

@@ -67,6 +67,16 @@ def stable_diffusion(folder: Path, second: bool = False) -> Path:
     return folder
 
 
+def another_autoencoder(folder: Path) -> Path:
+    """The same folder, its autoencoder of other weights."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    torch.nn.init.normal_(vae.encoder.conv_in.bias)
+    vae.save_pretrained(folder / "vae")
+    return folder
+
+
 def pixart(folder: Path) -> Path:
     """A folder of PixArt-alpha, which predicts the variance too."""
     from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel

@@ -231,7 +231,7 @@ def test_a_tokenizer_without_chat_template_and_tags_is_one_line(
     train_tokenizer([sentence(language, n) for language in WORDS for n in range(200)], bare, 90)
     told = {
         "own": f"the tokenizer at {bare} has no chat template, as base models have none; set processor.chat_template",
-        "plain": "stream captions: language 'de' is unknown to this model; it has tags for none: train it with `cclm",
+        "plain": "data.streams.captions: language 'de' is unknown to this model; it has tags for none: train it",
     }
     drawer = {"languages": ["de"], "anchor": "en", "swap": 0.0}
     for chat_template, message in told.items():
@@ -264,7 +264,13 @@ def test_a_tokenizer_without_chat_template_and_tags_is_one_line(
         (
             False,
             {"model__network__config__max_position_embeddings": 8},
-            "but the language model holds 8; shorten the prompt, give a picture fewer states or lower max_tokens",
+            "data.streams.captions: a prompt of 26 tokens and an answer of up to 25, but the language model holds 8; "
+            "shorten the prompt, give a picture fewer states or lower max_tokens",
+        ),
+        (
+            True,
+            {"data__streams__pairs__max_tokens": 5000},
+            "data.streams.pairs: a prompt of 5000 tokens, but the language model holds ",
         ),
         (False, {"model__network__config__hidden_size": 30}, "language_model.config: no llama comes out of it"),
         (
