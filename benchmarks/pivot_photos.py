@@ -6,12 +6,12 @@ python benchmarks/pivot_photos.py --smoke                     # a few steps of e
 Trains what is missing by `cclm fit`, one after another: for each seed a model on a frozen language model of five
 languages, from English captions (zero-shot), the same with 5 % of the photographs' sentences translated
 (quasi-zero-shot), and one on a language model that knows English only (control). The language models are those of
-runs/photos_lm_aligned and runs/photos_lm_english, the same for all seeds. Then `cclm evaluate captions` on the 1,147
-photographs of dev: all captions of a language, where it has five, and the one sentence that is the same in every
-language, by which languages compare. Writes results/pivot_photos.json and .png.
+runs/photos_lm_aligned and runs/photos_lm_english, the same for all seeds. Then `cclm evaluate captions` on the
+photographs of dev: all captions of a language, where it has five (1,147 photographs), and the one sentence that is the
+same in every language, by which languages compare (1,081). Writes results/pivot_photos.json and .png.
 
-`nearest`: the caption of the training photograph that is nearest by what the frozen image encoder sees, in its own
-language: what a model without any language could say.
+`nearest`: what people say in the language of the training photograph that is nearest by what the frozen image encoder
+sees (its first caption, or its sentence): what a model without any language could say.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from machine import RESULTS, facts, write
-from pivot_runs import ROOT, Run, built, cclm, fitted, over_seeds, seconds_of, shared
+from pivot_runs import ROOT, Run, built, cclm, fitted, noted, over_seeds, trained
 
 from cclm.data.shards import read_records, write_shards
 from cclm.evaluation.adapters.open import model_hash
@@ -65,7 +65,7 @@ class Plan:
         config, stages = VARIANTS[variant]
         place, before = Path(), {}
         for stage in stages:
-            place = shared(f"configs/pivot/{stage}.yaml", self.shared, before | self.changes)
+            place = trained(f"configs/pivot/{stage}.yaml", self.shared / stage, before | self.changes)
             before = {"model.network.pretrained": place}
         streams = ["photos", "translated"] if variant == "quasi-zero-shot" else ["photos"]
         shards = {f"data.streams.{stream}.shards": f"{self.data}/train" for stream in streams}
@@ -89,49 +89,48 @@ def measured(folder: Path, plan: Plan, nearest: bool) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def measure(plan: Plan) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[int]]]:
-    """Reports by variant and seed; seconds of every training by seed."""
+def measure(plan: Plan) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[Path]]]:
+    """Reports by variant and seed; folders of every training by seed."""
     reports: dict[str, list[dict[str, Any]]] = {variant: [] for variant in plan.variants}
-    seconds: dict[str, list[int]] = {}
+    folders: dict[str, list[Path]] = {}
     for seed, variant in itertools.product(plan.seeds, plan.variants):
         run = plan.run(variant, seed)
         folder = fitted(run, plan.runs)
-        seconds.setdefault(variant, []).append(seconds_of(run, plan.runs))
+        folders.setdefault(variant, []).append(run.folder(plan.runs))
         reports[variant].append(measured(folder, plan, nearest=not any(reports.values())))
-    return reports, seconds
+    return reports, folders
 
 
 def summary(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Language -> kind of reference -> metrics over seeds."""
+    """Language -> kind of reference -> metrics over seeds; `least`: what the worst of the other languages has, against
+    the sentence that all share.
+    """
     first = reports[0]["languages"]
+    by_seed = [report["languages"] for report in reports]
+    least = [
+        {name: min(own[code]["parallel"].get(name, 0.0) for code in LANGUAGES[1:]) for name in ("fidelity", "of_en")}
+        for own in by_seed
+    ]
     return {
         language: {"regime": reports[0]["regimes"][language]}
-        | {kind: over_seeds([_numbers(report["languages"][language][kind]) for report in reports], 2) for kind in own}
-        for language, own in first.items()
-    }
+        | {kind: over_seeds([_numbers(own[language][kind]) for own in by_seed], 2) for kind in kinds}
+        for language, kinds in first.items()
+    } | {"least": over_seeds(least, 2)}
 
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
-    """With the range of the bootstrap left to the reports; `of_en` is of other languages than English."""
-    return {name: scores.get(name, 0.0) for name in (*METRICS, "empty") if name in scores or name == "of_en"}
+    """The range of the bootstrap is left to the reports."""
+    return {name: scores[name] for name in (*METRICS, "empty") if name in scores}
 
 
-def bars(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What was to be reached, by the worst of the seeds and other languages."""
-    found: dict[str, Any] = {}
-    for variant, own in result["variants"].items():
-        others = [own[language]["parallel"] for language in LANGUAGES[1:]]
-        found[variant] = {
-            f"least_{name}": min(min(one[name]["seeds"]) for one in others) for name in ("fidelity", "of_en")
-        }
-    nearest = result["nearest"]["en"]
-    english = result["variants"]["zero-shot"]["en"] if "zero-shot" in result["variants"] else {}
-    for kind in nearest:
-        if kind in english:
-            found[f"english_above_nearest_{kind}"] = round(
-                min(english[kind]["CIDEr"]["seeds"]) - nearest[kind]["CIDEr"], 2
-            )
-    return found
+def above_nearest(result: Mapping[str, Any]) -> dict[str, Any]:
+    """CIDEr of English captions above that of the nearest photograph's, by kind of reference and over seeds."""
+    english = result["variants"].get("zero-shot", {}).get("en", {})
+    return {
+        kind: over_seeds([{"CIDEr": value - own["CIDEr"]} for value in english[kind]["CIDEr"]["seeds"]], 2)
+        for kind, own in result["nearest"]["en"].items()
+        if kind in english
+    }
 
 
 def chart(result: Mapping[str, Any], path: Path) -> None:
@@ -196,7 +195,7 @@ def main() -> None:
     kind = ("--vocab_size=6000", "--lowercase=true", "--language_model=true")
     built(TOKENIZER, "data", "tokenizer", texts, f"--output={TOKENIZER}", *kind)
     plan, smoke = planned()
-    reports, seconds = measure(plan)
+    reports, folders = measure(plan)
     first = next(iter(reports.values()))[0]
     result: dict[str, Any] = {
         "question": "vision learned from English captions only: captions of photographs in four other languages (bars: "
@@ -206,6 +205,10 @@ def main() -> None:
         "beams": plan.beams,
         "precision": plan.changes.get("trainer.precision", "32-true"),
         "variants": {variant: summary(own) for variant, own in reports.items()},
+        "pictures": {
+            language: {kind: own["pictures"] for kind, own in kinds.items()}
+            for language, kinds in first["languages"].items()
+        },
         "nearest": {
             language: {
                 kind: {name: round(own[name], 2) for name in METRICS if name in own} for kind, own in kinds.items()
@@ -217,9 +220,9 @@ def main() -> None:
             for language, kinds in first["languages"].items()
         },
         "notes": first["notes"],
-        "seconds": seconds,
+        "trainings": {variant: noted(own) for variant, own in folders.items()},
     }
-    result |= {"bars": bars(result)} | facts(torch=torch.__version__)
+    result |= {"english_above_nearest": above_nearest(result)} | facts(torch=torch.__version__)
     place = plan.runs if smoke else RESULTS
     with whole_file(place / "pivot_photos.png") as partial:
         chart(result, partial)

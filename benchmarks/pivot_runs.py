@@ -1,7 +1,7 @@
 """What pivot benchmarks stand on: trainings by `cclm fit` of the folders that are not there yet, one after another.
 
 A run is a config, a seed and what differs from the config. Its folder is taken as it is where it was trained to the
-end, so that a benchmark that was cut goes on where it stopped.
+end by the same configuration, so that a benchmark that was cut goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from machine import commit
 from cclm.storage import whole_file
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTE = "trained.json"  # beside the pretrained folder: by which arguments, for how long
+NOTE = "trained.json"  # beside the pretrained folder: for how long, at which commit
 
 
 @dataclass(frozen=True)
@@ -37,42 +38,58 @@ class Run:
         return runs / f"{self.name}_{self.seed}"
 
 
+PROGRAM = (sys.executable, "-c", "from cclm.cli import main; main()")
+
+
 def cclm(*arguments: str) -> None:
     """One command, in the repository. Errors: SystemExit naming it where it fails."""
     print("cclm", *arguments, flush=True)
-    program = "from cclm.cli import main; main()"
-    if subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, check=False).returncode:
+    if subprocess.run([*PROGRAM, *arguments], cwd=ROOT, check=False).returncode:
         raise SystemExit(f"failed: cclm {' '.join(arguments)}")
 
 
 def fitted(run: Run, runs: Path) -> Path:
-    """The pretrained folder of a run below `runs`, trained if it is not there. Errors: SystemExit for one of others."""
-    folder = run.folder(runs)
-    changes = {"seed_everything": run.seed, "trainer.default_root_dir": folder} | run.changes
-    arguments = ["--config", run.config, *(f"--{key}={value}" for key, value in changes.items())]
-    note = folder / NOTE
-    if note.is_file():
-        if json.loads(note.read_text(encoding="utf-8"))["arguments"] != arguments:
-            raise SystemExit(f"{folder} was trained otherwise than now asked for; remove it")
-        return folder / "pretrained"
-    start = time.perf_counter()
-    cclm("fit", *arguments)
-    told = {"arguments": arguments, "seconds": round(time.perf_counter() - start), "commit": commit()}
-    with whole_file(note) as partial:
-        partial.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    return folder / "pretrained"
+    """The pretrained folder of a run below `runs`, trained if it is not there. Errors: as of `trained`."""
+    return trained(run.config, run.folder(runs), {"seed_everything": run.seed} | run.changes)
 
 
-def shared(config: str, runs: Path, changes: dict[str, Any]) -> Path:
-    """The pretrained folder of a model that all seeds share, below `runs`, trained if it is not there."""
-    folder = runs / Path(config).stem
+def trained(config: str, folder: Path, changes: Mapping[str, Any]) -> Path:
+    """The pretrained folder of a run in `folder`, trained if it is not there, be it by hand.
+
+    Errors: SystemExit for one whose configuration was another, to the last value.
+    """
     told = {"trainer.default_root_dir": folder} | changes
-    built(str(folder / "pretrained"), "fit", "--config", config, *(f"--{key}={value}" for key, value in told.items()))
+    arguments = ("--config", config, *(f"--{key}={value}" for key, value in told.items()))
+    if not (folder / "pretrained").is_dir():
+        start = time.perf_counter()
+        cclm("fit", *arguments)
+        note = {"seconds": round(time.perf_counter() - start), "commit": commit()}
+        with whole_file(folder / NOTE) as partial:
+            partial.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+    elif configured(folder) != asked(arguments):
+        raise SystemExit(f"{folder} was trained otherwise than now asked for; remove it")
     return folder / "pretrained"
 
 
-def seconds_of(run: Run, runs: Path) -> int:
-    return json.loads((run.folder(runs) / NOTE).read_text(encoding="utf-8"))["seconds"]
+@cache
+def asked(arguments: tuple[str, ...]) -> str:
+    """The whole configuration that `cclm fit` makes of its arguments."""
+    command = [*PROGRAM, "fit", *arguments, "--print_config"]
+    return subprocess.check_output(command, cwd=ROOT, text=True)
+
+
+def configured(folder: Path) -> str:
+    """The configuration of the last training in a folder; nothing where it is not kept."""
+    found = list(folder.glob("lightning_logs/version_*/config_of_run.yaml"))
+    last = max(found, key=lambda path: int(path.parent.name.removeprefix("version_")), default=None)
+    return last.read_text(encoding="utf-8") if last else ""
+
+
+def noted(folders: Sequence[Path]) -> dict[str, list[Any]]:
+    """Seconds and commit of the training of each folder; None of those trained by hand."""
+    notes = [folder / NOTE for folder in folders]
+    told = [json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {} for note in notes]
+    return {name: [each.get(name) for each in told] for name in ("seconds", "commit")}
 
 
 def built(folder: str, *arguments: str) -> None:

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from machine import RESULTS, facts, write
 from PIL import Image
-from pivot_runs import Run, built, fitted, over_seeds, seconds_of
+from pivot_runs import Run, built, fitted, noted, over_seeds
 from scene_reader import SceneReader, load_reader
 from transformers.utils.logging import disable_progress_bar
 
@@ -243,25 +243,25 @@ class Plan:
         return found
 
 
-def measure(plan: Plan) -> tuple[Found, dict[str, list[int]], dict[str, Painted]]:
-    """The scores; seconds of every training by seed; pictures of the first seed by variant."""
+def measure(plan: Plan) -> tuple[Found, dict[str, list[Path]], dict[str, Painted]]:
+    """The scores; folders of every training by seed; pictures of the first seed by variant."""
     records, reader = list(itertools.islice(read_records(f"{DATA}/test"), plan.tests)), load_reader()
     found: Found = {part: {variant: [] for variant in plan.variants} for part in plan.parts}
     prompts = test_prompts(plan.pictures)
-    seconds: dict[str, list[int]] = {}
+    folders: dict[str, list[Path]] = {}
     shown: dict[str, Painted] = {}
     for seed, variant in itertools.product(plan.seeds, plan.variants):
         for part, run in plan.trainings(variant, seed).items():
             folder = fitted(run, plan.runs)
             if part in plan.parts or variant != ABLATION:
-                seconds.setdefault(run.name, []).append(seconds_of(run, plan.runs))
+                folders.setdefault(run.name, []).append(run.folder(plan.runs))
             if part == "chat":
                 found[part][variant].append(measure_captions(written(folder, records), records))
             elif part == "paint":
                 pictures = painted(folder, prompts, plan.sampling, seed)
                 found[part][variant].append(measure_pictures(pictures, prompts, reader))
                 shown.setdefault(variant, pictures)
-    return found, seconds, shown
+    return found, folders, shown
 
 
 def summary(by_seed: Sequence[Scores]) -> dict[str, Any]:
@@ -338,7 +338,7 @@ def main() -> None:
     disable_progress_bar()
     built(DATA, "data", "build", "scenes", "--source", ".", "--output", DATA)
     built(TOKENIZER, "data", "tokenizer", f"--data=[{DATA}/sentences]", f"--output={TOKENIZER}", *TOKENIZER_OPTIONS)
-    found, seconds, shown = measure(plan)
+    found, folders, shown = measure(plan)
     result = {
         "question": "vision learned in English only: scenes described and painted in three other languages "
         "(bars: chat exact >= .75 x en, paint keeps >= .85 of en above mismatched captions, control about 0)",
@@ -346,7 +346,7 @@ def main() -> None:
         **{
             part: {variant: summary(scores) for variant, scores in found[part].items() if scores} for part in plan.parts
         },
-        "seconds": seconds,
+        "trainings": {name: noted(own) for name, own in folders.items()},
         **facts(torch=torch.__version__),
     }
     if ABLATION not in plan.variants or not name:

@@ -154,10 +154,17 @@ def draw(style: ArtStyle, emoji: str, size: int) -> bytes | None:
         return None
 
 
-def records(source: Path, *, test_style: str = "fluent-emoji-flat", size: int = 128) -> Iterator[tuple[str, Record]]:
-    """Yield (split, record). `test_style` is the art style held out for testing, `size` a picture's side in pixels."""
-    if test_style not in STYLES:
-        raise ValueError(f"emoji: no art style test_style={test_style!r}: choose one of {', '.join(STYLES)}")
+def records(
+    source: Path, *, test_style: str = "fluent-emoji-flat", train_style: str = "", size: int = 128
+) -> Iterator[tuple[str, Record]]:
+    """Yield (split, record). `test_style` is the art style held out for testing, `train_style` the only one to train on
+    (none: all the others), `size` a picture's side in pixels.
+    """
+    for option, style in (("test_style", test_style), ("train_style", train_style or STYLES[0])):
+        if style not in STYLES:
+            raise ValueError(f"emoji: no art style {option}={style!r}: choose one of {', '.join(STYLES)}")
+    if train_style == test_style:
+        raise ValueError(f"emoji: train_style and test_style are both {test_style!r}: choose two")
     try:
         import resvg_py  # noqa: F401
     except ImportError:
@@ -168,6 +175,8 @@ def records(source: Path, *, test_style: str = "fluent-emoji-flat", size: int = 
     for emoji in drawn:
         yield "names", Record(key=f"name-{emoji}", parallel=names[emoji])
     for style in styles:
+        if style.name not in (test_style, train_style or style.name):
+            continue
         split = "test" if style.name == test_style else "train"
         languages = LANGUAGES if split == "test" else ("en",)
         ours = [emoji for emoji in drawn if emoji in style.emoji]

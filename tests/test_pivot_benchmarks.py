@@ -98,13 +98,18 @@ def test_a_result_has_means_deviations_and_a_chart(scenes: ModuleType, tmp_path:
 def test_a_folder_is_taken_only_where_it_was_trained_as_asked(runs: ModuleType, tmp_path: Path) -> None:
     run = runs.Run("lm", "configs/pivot/scenes_lm.yaml", 3, {"trainer.max_steps": 2})
     folder = run.folder(tmp_path)
-    folder.mkdir()
-    arguments = ["--config", run.config, "--seed_everything=3", f"--trainer.default_root_dir={folder}"]
-    note = {"arguments": [*arguments, "--trainer.max_steps=2"], "seconds": 5, "commit": "x"}
-    (folder / runs.NOTE).write_text(json.dumps(note))
-    assert runs.fitted(run, tmp_path) == folder / "pretrained" and runs.seconds_of(run, tmp_path) == 5
+    arguments = ["--config", run.config, f"--trainer.default_root_dir={folder}", "--seed_everything=3"]
+    for number, told in ((9, "another"), (10, runs.asked((*arguments, "--trainer.max_steps=2")))):  # the last counts
+        logs = folder / "lightning_logs" / f"version_{number}"
+        logs.mkdir(parents=True)
+        (logs / "config_of_run.yaml").write_text(told)
+    (folder / "pretrained").mkdir()
+    assert runs.fitted(run, tmp_path) == folder / "pretrained"
     with pytest.raises(SystemExit, match="was trained otherwise than now asked for"):
         runs.fitted(runs.Run("lm", run.config, 3), tmp_path)
+    assert runs.noted([folder]) == {"seconds": [None], "commit": [None]}
+    (folder / runs.NOTE).write_text(json.dumps({"seconds": 5, "commit": "x"}))
+    assert runs.noted([folder]) == {"seconds": [5], "commit": ["x"]}
     assert runs.over_seeds([{"x": 1.0}]) == {"x": {"mean": 1.0, "deviation": None, "seeds": [1.0]}}
 
 
@@ -114,13 +119,14 @@ def test_emoji_are_compared_with_english(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def report(*values: float) -> GenerationReport:
         languages = {
-            language: {"R-precision@10": value, "R-precision@10_mismatched": 9.0, "FID": 1.0}
+            language: {"R-precision@10": value, "R-precision@10_mismatched": 10.0, "FID": 1.0}
             for language, value in zip(pivot_emoji.LANGUAGES, values, strict=True)
         }
         return GenerationReport(languages, {"R-precision@10": 99.0}, {"en": "supervised"}, {})
 
     found = pivot_emoji.summary([report(80, 60, 40, 70, 60, 50), report(80, 60, 60, 70, 60, 48)])
-    assert found["ratio"]["seeds"] == [0.5, 0.6] and found["languages"]["fr"]["R-precision@10"]["mean"] == 50.0
+    assert found["ratio"]["seeds"] == [0.5, 0.6] and found["kept"]["seeds"] == [0.429, 0.543]
+    assert found["languages"]["fr"]["R-precision@10"]["mean"] == 50.0
     assert found["real"]["R-precision@10"]["mean"] == 99.0 and found["regimes"] == {"en": "supervised"}
 
 

@@ -81,7 +81,9 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """`languages[language][metric]`; likewise `real` of the data's own pictures, the most that the judge would give.
+    """`languages[language][metric]`; likewise `real` of the data's own pictures, for scale: a judge may know what is
+    painted better than them, where they are of a style that it has not seen. FID depends on the number of pictures, and
+    of few is high: compare within one report, or by KID.
 
     CLIP-score and R-precision read the reference language's texts, whatever the language of the prompt. `regimes`: how
     the model had met each language. A metric X of pairs has `X_mismatched`, and perhaps `X_interval`; `X_kept` is what

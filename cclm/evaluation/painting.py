@@ -63,7 +63,8 @@ def draw_prompts(records: Iterable[Record], languages: Sequence[str], count: int
     """`count` records, drawn by `seed`, that have a picture and a text in every language.
 
     The text is the parallel sentence, or the first caption where there is none. A record whose text in the reference's
-    language came before is left out: nothing could tell the two apart. Errors: ValueError for too few records, and
+    language came before is left out: nothing could tell the two apart; so is one whose text in another language is the
+    reference's, which tells nothing of that language. Errors: ValueError for too few records, and
     where the reference is none of the languages.
     """
     if reference not in languages:
@@ -103,6 +104,9 @@ def _unfit(
         return "no picture"
     if missing := [language for language in languages if not texts.get(language, "").strip()]:
         return f"no text in {missing[0]}"
+    same = [code for code in languages if code != reference and texts[code].casefold() == texts[reference].casefold()]
+    if same:
+        return f"the same text in {same[0]} as in {reference}"
     return f"the same text in {reference} as another" if texts[reference] in told else None
 
 

@@ -1,8 +1,8 @@
 """Captions -> words, in one documented way for every language: what CIDEr and BLEU count.
 
-Lower case, composed characters (NFC), punctuation and symbols off: whatever is neither letter, mark nor digit becomes a
-blank. Chinese, Japanese and Thai, which set no blanks between words, are segmented first. No PTB tokenizer, no Java:
-numbers compare with those of other programs only where these count words alike.
+Lower case, composed characters (NFC), invisible joiners, punctuation and symbols off: whatever else is neither letter,
+mark nor digit becomes a blank. Chinese, Japanese and Thai, which set no blanks between words, are segmented first. No
+PTB tokenizer, no Java: numbers compare with those of other programs only where these count words alike.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def words(text: str, language: str) -> list[str]:
     cut = _segmenter(_base(language))
     text = unicodedata.normalize("NFC", text.lower())
     parts = [text] if cut is None else cut(text)
-    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in " ".join(parts))
+    bare = (c for c in " ".join(parts) if unicodedata.category(c) != "Cf")  # joiners stand within words
+    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in bare)
     return kept.split()
 
 

@@ -21,7 +21,6 @@ from cclm.errors import SampleError
 from cclm.evaluation import metrics, predictions
 from cclm.evaluation.captioning import score_captions
 from cclm.evaluation.embedder import Images, System, texts_given
-from cclm.evaluation.encoding import texts_of
 from cclm.evaluation.items import Described, Descriptions
 from cclm.evaluation.language_fidelity import Identifier
 from cclm.evaluation.protocol import CaptioningProtocol
@@ -37,8 +36,14 @@ PROTOCOLS = {
     "parallel": CaptioningProtocol(name="parallel", about="against the one sentence that is the same in all languages"),
 }
 
+Texts: TypeAlias = dict[str, Sequence[str]]  # language -> texts
 Tests: TypeAlias = dict[str, dict[str, Descriptions]]  # kind of reference -> language -> test
 Captions: TypeAlias = Mapping[str, Mapping[str, str]]  # language -> id -> caption
+
+
+def _texts(record: Record) -> dict[str, Texts]:
+    """Kind of reference -> what the record has of it."""
+    return {"captions": dict(record.captions), "parallel": {code: [text] for code, text in record.parallel.items()}}
 
 
 def tests_of(records: Iterable[Record], languages: Sequence[str], kinds: Sequence[str]) -> Tests:
@@ -56,7 +61,7 @@ def tests_of(records: Iterable[Record], languages: Sequence[str], kinds: Sequenc
         if record.key in keys:
             raise ValueError(f"record {record.key} is there twice; build the data again")
         keys.add(record.key)
-        texts = {"captions": record.captions, "parallel": {code: [text] for code, text in record.parallel.items()}}
+        texts = _texts(record)
         for kind in kinds:
             for language in languages:
                 if own := tuple(filter(str.strip, texts[kind].get(language, ()))):
@@ -156,40 +161,39 @@ def nearest_captions(
     training: Iterable[Record],
     records: Iterable[Record],
     tests: Tests,
-) -> dict[str, dict[str, str]]:
-    """For each picture of the tests, the first text in the language of the training picture that is nearest to it.
+) -> dict[str, dict[str, dict[str, str]]]:
+    """For each kind of reference and picture of its tests, the first such text in the language of the training picture
+    that is nearest: kind -> language -> id -> text.
 
-    `embed`: images -> (N, E) of unit norm. Languages that no training picture has a text in are left out. Errors:
+    `embed`: images -> (N, E) of unit norm. Languages in which no training picture has one are left out. Errors:
     ValueError for a training picture that is one of the test's, and for damaged ones.
     """
-    needed = wanted(tests)
-    keys, queries, _ = _embedded(embed, size, _among(records, set().union(*needed.values())))
+    keys, queries, _ = _embedded(embed, size, _among(records, set().union(*wanted(tests).values())))
     known, gallery, texts = _embedded(embed, size, training)
     if both := set(keys) & set(known):
         raise ValueError(
             f"{len(both):,} pictures are of the test and of --nearest, first {min(both)}; give training data"
         )
     place = {key: row for row, key in enumerate(keys)}
-    found: dict[str, dict[str, str]] = {}
-    for language, names in needed.items():
-        rows = [row for row, own in enumerate(texts) if own.get(language)]
-        if rows:
-            asking = queries[[place[name] for name in names]]
-            _, best = metrics.top(asking, gallery[rows], 1)
-            found[language] = {
-                name: texts[rows[row]][language][0] for name, row in zip(names, best[:, 0].tolist(), strict=True)
-            }
+    found: dict[str, dict[str, dict[str, str]]] = {kind: {} for kind in tests}
+    for kind, own in tests.items():
+        for language, test in own.items():
+            rows = [row for row, each in enumerate(texts) if each[kind].get(language)]
+            if rows:
+                _, best = metrics.top(queries[[place[name] for name in test.ids]], gallery[rows], 1)
+                near = [texts[rows[row]][kind][language][0] for row in best[:, 0].tolist()]
+                found[kind][language] = dict(zip(test.ids, near, strict=True))
     return found
 
 
 def _embedded(
     embed: Callable[[Images], Tensor], size: int | None, records: Iterable[Record]
-) -> tuple[list[str], Tensor, list[dict[str, list[str]]]]:
+) -> tuple[list[str], Tensor, list[dict[str, Texts]]]:
     keys, parts, texts = [], [], []
     for some in batches(records, CHUNK):
         parts.append(embed([_opened(record, size) for record in some]).float())
         keys += [record.key for record in some]
-        texts += [texts_of(record) for record in some]
+        texts += [_texts(record) for record in some]
     return keys, torch.cat(parts), texts
 
 
@@ -197,16 +201,17 @@ def _embedded(
 
 
 def score_all(
-    tests: Tests, captions: Captions, options: ScoreOptions, identifier: Identifier | None = None
+    tests: Tests, captions: Mapping[str, Captions], options: ScoreOptions, identifier: Identifier | None = None
 ) -> dict[str, dict[str, Scored]]:
     """Language -> kind of reference -> scores; with `of_en`: CIDEr in percent of English CIDEr on the same pictures.
 
-    Errors: ValueError where captions lack.
+    `captions`: for each kind of reference. Errors: ValueError where some lack.
     """
     found: dict[str, dict[str, Scored]] = {}
-    for language, kind in product(dict.fromkeys(captions), tests):
-        if test := tests[kind].get(language):
-            given = {name: captions[language][name] for name in test.ids if name in captions[language]}
+    for language, kind in product(dict.fromkeys(code for own in captions.values() for code in own), tests):
+        own = captions.get(kind, {}).get(language)
+        if own is not None and (test := tests[kind].get(language)):
+            given = {name: own[name] for name in test.ids if name in own}
             found.setdefault(language, {})[kind] = score_captions(test, given, options, identifier)
     for language, kinds in found.items():
         for kind, scored in kinds.items():

@@ -95,7 +95,8 @@ def run(given: Namespace) -> None:
             system.captioner.check_language(language)
         captions = _written(system, data, tests, output.with_suffix(".jsonl"))
     near = _nearest(given, system, data, tests, device) if given.nearest else {}
-    scored = score_all(tests, {name: captions[name] for name in languages if name in captions}, scoring)
+    asked = {name: captions[name] for name in languages if name in captions}
+    scored = score_all(tests, dict.fromkeys(tests, asked), scoring)
     if lacking := [language for language in languages if language not in scored]:
         raise ValueError(f"{given.predictions} holds no captions in {', '.join(lacking)}; leave these out")
     met = system.met if system else None
@@ -166,7 +167,7 @@ def _written(system: System, data: _Data, tests: Tests, path: Path) -> dict[str,
 
 def _nearest(
     given: Namespace, system: System | None, data: _Data, tests: Tests, device: torch.device
-) -> dict[str, dict[str, str]]:
+) -> dict[str, dict[str, dict[str, str]]]:
     from cclm.evaluation.adapters.open import ModelOptions, open_system
     from cclm.evaluation.shard_captions import nearest_captions
 

@@ -111,6 +111,17 @@ def test_another_style_can_be_held_out(packages: Path) -> None:
         list(emoji.records(packages, test_style="nato"))
 
 
+def test_one_style_alone_can_be_trained_on(packages: Path) -> None:
+    found = list(emoji.records(packages, train_style="twemoji"))
+    every = [(split, record.key) for split, record in emoji.records(packages) if "noto" not in record.key]
+    assert [(split, record.key) for split, record in found] == [one for one in every if "openmoji" not in one[1]]
+    assert [record.key for split, record in found if split == "train"] == ["twemoji-1f1eb-1f1f7", "twemoji-1f408"]
+    with pytest.raises(ValueError, match="train_style and test_style are both 'fluent-emoji-flat': choose two"):
+        list(emoji.records(packages, train_style="fluent-emoji-flat"))
+    with pytest.raises(ValueError, match=r"no art style train_style='nato': choose one of noto, "):
+        list(emoji.records(packages, train_style="nato"))
+
+
 def test_missing_npm_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"missing and so is the command npm.*install Node\.js") as caught:

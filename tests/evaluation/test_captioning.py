@@ -129,6 +129,7 @@ def test_words() -> None:
     )
     assert words("小さな女の子が階段を上っている。", "ja")[:4] == ["小さな", "女の子", "が", "階段"]
     assert words("เด็กหญิงตัวเล็กกำลังปีนบันได", "th") == ["เด็กหญิง", "ตัวเล็ก", "กำลัง", "ปีน", "บันได"]
+    assert words("می\u200cرود", "fa") == ["میرود"]  # a joiner stands within the word
     assert words("", "zh") == words("...", "ja") == words(" ", "th") == []
     assert "jieba 0." in description("zh") and "segmented" not in description("de")
 

@@ -163,8 +163,14 @@ def test_prompts_are_drawn_by_seed_and_what_cannot_be_is_counted() -> None:
         assert found.texts["tr"][place] == f"{name[1:]} sayısı"
         assert found.pictures[place].getpixel((0, 0)) == colour(int(name[1:]))
     odd = [Record("t", parallel={"en": "x", "tr": "y"}), record(1, tr=" "), record(3), record(3), record(4)]
+    odd += [record(5, tr="Number 5")]
     few = draw_prompts(odd, ["en", "tr"], 2, "en", seed=0)
-    assert few.skipped == {"no picture": 1, "no text in tr": 1, "the same text in en as another": 1}
+    assert few.skipped == {
+        "no picture": 1,
+        "no text in tr": 1,
+        "the same text in en as another": 1,
+        "the same text in tr as in en": 1,
+    }
     with pytest.raises(
         ValueError, match=r"2 records to draw 3 prompts from; 1 x no picture; .*give 2 prompts to so many"
     ):
