@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from torch import Tensor, nn
 
 from cclm.models.weights import read_weights
+from cclm.pivot.fingerprints import agree
+from cclm.pivot.notes import TrainingNotes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_GIVEN = ("language model", "text encoder")  # parts that may be named anew where a model is loaded
+
+T = TypeVar("T")
 
 
 def reference(name: str, folder: Path | str) -> str:
@@ -24,18 +29,34 @@ def reference(name: str, folder: Path | str) -> str:
     return way if way.startswith(os.pardir) else os.path.join(os.curdir, way)
 
 
-def resolved(name: str, folder: Path | str) -> str:
-    """What a reference in `folder` is called from here."""
-    return os.path.relpath(Path(folder).resolve() / name) if name.startswith(os.curdir) else name
+def resolved(name: str, folder: Path | str, part: str) -> str:
+    """What a reference in `folder` to a `part` of its model is called from here. Errors: ValueError, not there."""
+    if not name.startswith(os.curdir):
+        return name
+    way = os.path.relpath(Path(folder).resolve() / name)
+    if not Path(way).exists():
+        given = ", give --language_model" if part in _GIVEN else ""
+        raise ValueError(
+            f"{folder} needs a part that is not there: no {part} at {way}; move it along{given}, or correct {CONFIG}"
+        )
+    return way
 
 
-def write_config(folder: Path | str, model_type: str, content: Mapping[str, Any]) -> None:
-    text = json.dumps({"model_type": model_type, **content}, indent=1, ensure_ascii=False)
+def write(folder: Path | str, model_type: str, content: Mapping[str, Any], model: nn.Module, names: set[str]) -> None:
+    """A config.json of `content`, and the tensors of the model that have these names."""
+    told = {"model_type": model_type, **content, "tensors": sorted(names)}
+    text = json.dumps(told, indent=1, ensure_ascii=False)
     (Path(folder) / CONFIG).write_text(text + "\n", encoding="utf-8")
+    state = named_state(model)
+    tensors = {name: state[name].detach().cpu().contiguous() for name in told["tensors"]}
+    safetensors.torch.save_file(tensors, Path(folder) / WEIGHTS, {"format": "pt"})
 
 
-def read_config(folder: Path | str, model_type: str) -> dict[str, Any]:
-    """Errors: ValueError where there is no such folder, and for one of another kind of model."""
+def read_config(folder: Path | str, model_type: str, read: Callable[[dict[str, Any]], T]) -> T:
+    """What `read` makes of a folder's config.json.
+
+    Errors: ValueError where there is no such folder, it is damaged, or of another kind of model.
+    """
     file = Path(folder) / CONFIG
     if not file.is_file():
         what = f"no {CONFIG} in" if Path(folder).is_dir() else "no pretrained folder at"
@@ -44,10 +65,26 @@ def read_config(folder: Path | str, model_type: str) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
         kind = content["model_type"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); export the model again") from None
+        raise _damaged(file, error) from None
     if kind != model_type:
         raise ValueError(f"{folder} holds a model of type {kind}, not {model_type}; give another")
-    return content
+    try:
+        return read(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"{file} is damaged ({error}); export the model again")
+
+
+def read_own(folder: Path | str, read: Callable[[Path | str], T]) -> T:
+    """What `read` makes of a folder in which we wrote it. Errors: ValueError where it is damaged or gone."""
+    try:
+        return read(folder)
+    except ValueError as error:  # ends with the cure of files that somebody else gave
+        reason = str(error).rpartition("; ")[0] or str(error)
+        raise ValueError(f"{folder} is damaged: {reason}; export it again") from None
 
 
 def named_state(model: nn.Module) -> dict[str, Tensor]:
@@ -57,18 +94,36 @@ def named_state(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | buffers
 
 
-def write_weights(folder: Path | str, model: nn.Module, names: set[str]) -> None:
-    state = named_state(model)
-    tensors = {name: state[name].detach().cpu().contiguous() for name in sorted(names)}
-    safetensors.torch.save_file(tensors, Path(folder) / WEIGHTS, {"format": "pt"})
+def take(
+    folder: Path | str, model_type: str, model: nn.Module, fingerprints: Mapping[str, str]
+) -> tuple[set[str], TrainingNotes]:
+    """Put what trained in a folder into the model, whose other parts have these fingerprints: which tensors they are,
+    and the folder's notes.
 
-
-def fill(folder: Path | str, model: nn.Module) -> set[str]:
-    """Put the weights of a folder into the model where it has them; which they are.
-
-    Errors: ValueError for a tensor that has no place there, or another shape.
+    Errors: ValueError where it is damaged, was made for other parts, or does not fit.
     """
-    ours, theirs = named_state(model), read_weights(Path(folder) / WEIGHTS)
+
+    def told(content: dict[str, Any]) -> tuple[dict[str, str], set[str], TrainingNotes]:
+        made = dict(**content["fingerprints"])
+        if odd := made.keys() ^ fingerprints.keys():
+            raise KeyError(f"fingerprints: {', '.join(sorted(odd))}")
+        return made, set(content["tensors"]), TrainingNotes.of(content)
+
+    made, names, notes = read_config(folder, model_type, told)
+    for part, known in fingerprints.items():
+        if not agree(made[part], known):
+            raise ValueError(
+                f"{folder} was trained with another {part.replace('_', ' ')} than the one that is given; give that"
+            )
+    return _fill(folder, model, names), notes
+
+
+def _fill(folder: Path | str, model: nn.Module, names: set[str]) -> set[str]:
+    """Put the weights of a folder, which must have all of these names, where the model has them."""
+    ours, theirs = named_state(model), read_own(folder, lambda folder: read_weights(Path(folder) / WEIGHTS))
+    if lacking := sorted(names - theirs.keys()):
+        more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
+        raise ValueError(f"{folder} is damaged: {WEIGHTS} lacks {lacking[0]}{more}; export it again")
     for name, value in theirs.items():
         if name not in ours:
             raise ValueError(f"{folder} holds {name}, for which this model has no place; give the settings it has")

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class GenerationOptions:
     """`max_tokens`: of an answer. `beams`: 1 is greedy. `sample`: draw tokens, as `temperature`, `top_k` (0: all) and
-    `top_p` say, from `seed`. `length_penalty` above 0 favours longer beams; no `no_repeat` tokens in a row come twice.
+    `top_p` say, from `seed`. `length_penalty` above 0 favours longer ones of several beams; no `no_repeat` tokens in a
+    row come twice in an answer.
     """
 
     max_tokens: int = 64
@@ -32,13 +33,16 @@ class GenerationOptions:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"generation: {name}={getattr(self, name)}; give {bound} or more")
-        if self.temperature <= 0 or self.repetition_penalty <= 0:
+        if not self.temperature >= 0.01 or not self.repetition_penalty > 0:
             raise ValueError(
-                f"generation: temperature={self.temperature}, repetition_penalty={self.repetition_penalty}; both must "
-                "be above 0 (for the likeliest token set sample to false)"
+                f"generation: temperature={self.temperature}, repetition_penalty={self.repetition_penalty}; give 0.01 "
+                "or more and above 0 (for the likeliest token set sample to false)"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"generation: top_p={self.top_p} is a share of probability, above 0 up to 1")
+        for name, default in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0)):
+            if not self.sample and getattr(self, name) != default:
+                raise ValueError(f"generation: {name}={getattr(self, name)} is for sampling; set sample to true, too")
 
 
 def generation_config(options: GenerationOptions, pad: int, stop: Sequence[int]) -> GenerationConfig:

@@ -64,8 +64,8 @@ class ImageEncoderSettings:
         return self._moved(lambda name: reference(name, folder))
 
     def resolved(self, folder: Path | str) -> ImageEncoderSettings:
-        """What a file in `folder` has, from here."""
-        return self._moved(lambda name: resolved(name, folder))
+        """What a file in `folder` has, from here. Errors: ValueError where it is not there."""
+        return self._moved(lambda name: resolved(name, folder, "image encoder"))
 
     def _moved(self, way: Any) -> ImageEncoderSettings:
         return replace(

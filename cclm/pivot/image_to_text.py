@@ -17,16 +17,7 @@ from torch import Tensor, nn
 
 from cclm.models.vision import ImageEncoder
 from cclm.pivot.bridges import Bridge, BridgeSettings
-from cclm.pivot.folders import (
-    fill,
-    held,
-    named_state,
-    read_config,
-    reference,
-    resolved,
-    write_config,
-    write_weights,
-)
+from cclm.pivot.folders import held, named_state, read_config, read_own, reference, resolved, take, write
 from cclm.pivot.generation import GenerationOptions
 from cclm.pivot.image_encoder import ImageEncoderSettings, fingerprint, states_of
 from cclm.pivot.label_likelihood import label_log_likelihoods
@@ -66,6 +57,7 @@ class ImageToTextSettings:
         language_model = self.language_model.build(len(processor.tokenizer), *special)
         bridge = self.bridge.build(source, language_model.width, _usual_norm(language_model))
         model = ImageToText(self, language_model, encoder, bridge)
+        model.image_size = image_size
         given = {"language_model": self.language_model.pretrained, "image_encoder": self.image_encoder.known}
         filled = {name for name in named_state(model) if given.get(name.partition(".")[0]) and "lora_" not in name}
         if self.pretrained:
@@ -100,6 +92,7 @@ class ImageToText(nn.Module):
     """
 
     processor: PivotProcessor  # of a model that was loaded from a folder
+    image_size: int  # pixels a side, of a model that its settings built
 
     def __init__(
         self, settings: ImageToTextSettings, language_model: LanguageModel, image_encoder: ImageEncoder, bridge: Bridge
@@ -201,13 +194,13 @@ class ImageToText(nn.Module):
             "language_model": asdict(language_model),
             "image_encoder": asdict(settings.image_encoder.referred(folder)),
             "bridge": asdict(settings.bridge),
+            "image_size": self.image_size,
             "fingerprints": self.fingerprints,
             **asdict(self.notes),
         }
         nowhere = {"language_model": not name, "image_encoder": not settings.image_encoder.known}
         rest = {name for name in named_state(self) if nowhere.get(name.partition(".")[0])}
-        write_config(folder, MODEL_TYPE, content)
-        write_weights(folder, self, held(self) | self.taken | rest)
+        write(folder, MODEL_TYPE, content, self, held(self) | self.taken | rest)
 
     @classmethod
     def from_pretrained(
@@ -217,12 +210,16 @@ class ImageToText(nn.Module):
 
         Errors: ValueError where the folder is damaged, or a part of the model is no longer there or another.
         """
-        stored, processor = read_config(folder, MODEL_TYPE), PivotProcessor.from_pretrained(folder)
-        try:
-            settings = _settings(stored, Path(folder), language_model)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder}/config.json is damaged ({error}); export the model again") from None
-        model = settings.build(processor.image_size, lambda states: _checked(processor, states, folder)).model
+        settings, image_size = read_config(
+            folder, MODEL_TYPE, lambda stored: (_settings(stored, folder, language_model), stored["image_size"])
+        )
+        processor = read_own(folder, PivotProcessor.from_pretrained)
+        if processor.image_size != image_size:
+            raise ValueError(
+                f"{folder}: the processor makes pictures of {processor.image_size} pixels a side, the model was "
+                f"trained with {image_size}; export the model again"
+            )
+        model = settings.build(image_size, lambda states: _checked(processor, states, folder)).model
         model.start_from(folder)
         model.processor = processor
         return model.to(device).eval()
@@ -230,17 +227,9 @@ class ImageToText(nn.Module):
     def start_from(self, folder: str | Path) -> None:
         """Take what trained in a folder, and its notes.
 
-        Errors: ValueError where it was made for another language model or image encoder, or does not fit.
+        Errors: ValueError where it is damaged, was made for another language model or image encoder, or does not fit.
         """
-        stored = read_config(folder, MODEL_TYPE)
-        made, known = stored["fingerprints"], self.fingerprints
-        for part in made:
-            if known[part] and made[part] != known[part]:
-                raise ValueError(
-                    f"{folder} was trained with another {part.replace('_', ' ')} than the one that is given; give that"
-                )
-        self.taken = fill(folder, self)
-        self.notes = TrainingNotes.of(stored)
+        self.taken, self.notes = take(folder, MODEL_TYPE, self, self.fingerprints)
 
 
 def _checked(processor: PivotProcessor, states: int, folder: str | Path) -> PivotProcessor:
@@ -252,12 +241,12 @@ def _checked(processor: PivotProcessor, states: int, folder: str | Path) -> Pivo
     return processor
 
 
-def _settings(stored: Mapping[str, Any], folder: Path, language_model: str | None) -> ImageToTextSettings:
+def _settings(stored: Mapping[str, Any], folder: str | Path, language_model: str | None) -> ImageToTextSettings:
     """What a folder's config.json says, its references as they are called from here."""
     told = dict(stored["language_model"])
     told["lora"] = told["lora"] and LoraSettings(**told["lora"])
     if told["pretrained"]:
-        told["pretrained"] = language_model or resolved(told["pretrained"], folder)
+        told["pretrained"] = language_model or resolved(told["pretrained"], folder, "language model")
     encoder = ImageEncoderSettings(**stored["image_encoder"]).resolved(folder)
     return ImageToTextSettings(LanguageModelSettings(**told), encoder, BridgeSettings(**stored["bridge"]))
 

@@ -6,10 +6,10 @@ Shapes: B texts, L tokens, D width, V vocabulary, N answer tokens of a batch.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib.util
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -26,12 +26,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    GenerationConfig,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cclm.errors import first_line
 from cclm.models.names import is_here, quiet
+from cclm.pivot.fingerprints import fingerprint
 from cclm.pivot.generation import GenerationOptions, generation_config
 from cclm.pivot.lora import LoraSettings
 from cclm.types import View
@@ -288,12 +290,18 @@ class LanguageModel(nn.Module):
         """Ids of the answers to prompts (B, L, D) padded on the left; what ends an answer is not among them.
 
         Whatever generation settings the model's folder holds are replaced by `options`, but for what ends an answer.
-        Errors: ValueError for a prompt that, with its answer, is longer than the context.
+        Errors: ValueError for a prompt that, with its answer, is longer than the context, and for NaN.
         """
         self.check_length(embeds.shape[1], options.max_tokens)
+        if not embeds.isfinite().all():
+            raise ValueError(
+                "what enters the language model has NaN or infinity: the weights of the bridge or of what it reads are "
+                "damaged; export or train them again"
+            )
         config = generation_config(options, self.pad, self.stop)
         devices = [embeds.device] if embeds.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), _without_own_settings(self.plain), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Passing .* with `inputs_embeds`")  # prompts are not repeated from: fine
             torch.manual_seed(options.seed)
             written = self.plain.generate(
                 inputs_embeds=embeds, attention_mask=mask.long(), generation_config=config, streamer=streamer
@@ -321,18 +329,16 @@ class LanguageModel(nn.Module):
                 layer.training = training
 
     def fingerprint(self) -> str:
-        """Tells whether a bridge was made for this model: of its geometry, embeddings and norms.
+        """Tells whether a bridge was made for this model: of its geometry, embeddings, norms and layers.
 
-        The same with adapters, and however the layers are quantised; in half precision all but surely so.
+        The same with adapters; quantised ones agree with it, but tell nothing of the layers.
         """
         config = self.plain.config.get_text_config()
         names = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        digest = hashlib.sha256(repr([getattr(config, name, None) for name in names]).encode())
-        vectors = [value for name, value in self.plain.named_parameters() if value.dim() == 1 and "lora_" not in name]
-        for values in (self.plain.get_input_embeddings().weight, *vectors):
-            rounded = values.detach().to(torch.bfloat16).cpu().contiguous().view(torch.int16)
-            digest.update(rounded.numpy().tobytes())
-        return digest.hexdigest()
+        geometry = repr([getattr(config, name, None) for name in names])
+        own = [value for name, value in self.plain.named_parameters() if "lora_" not in name]
+        quantised = getattr(self.plain.config, "quantization_config", None) is not None
+        return fingerprint(geometry, own, [self.plain.get_input_embeddings().weight], quantised)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -345,6 +351,17 @@ class LanguageModel(nn.Module):
             deepcopy(self.model).merge_and_unload().save_pretrained(str(folder))
         else:
             self.plain.save_pretrained(str(folder))
+
+
+@contextmanager
+def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """transformers fills what a call leaves open from the model's own settings, suppressed tokens among them."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class LayerEncoder(nn.Module):

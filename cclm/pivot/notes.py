@@ -20,7 +20,7 @@ class TrainingNotes:
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> TrainingNotes:
         """From what a config.json says."""
-        return cls(tuple(stored["presets"]), tuple(stored["languages"]), dict(stored["translated"]))
+        return cls(tuple(stored["presets"]), tuple(stored["languages"]), {**stored["translated"]})
 
     def then(self, later: TrainingNotes) -> TrainingNotes:
         """After a further training: a language once met stays met."""

@@ -5,8 +5,6 @@ Shapes: B pictures of H x W pixels, C channels of h x w cells.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cclm.pivot.diffusers_parts import part_config, read_part
+from cclm.pivot.fingerprints import fingerprint_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC, AutoencoderKL
@@ -123,14 +122,8 @@ class LatentSpace(Space):
             return self._checked(self.vae.decode(scaled.to(self.vae.dtype)).sample.float())
 
     def fingerprint(self) -> str:
-        """Of the autoencoder's geometry, scaling and vectors (biases, norms), in half precision all but surely too."""
-        own = {name: value for name, value in self.vae.config.items() if not name.startswith("_")}
-        digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode())
-        for name, value in self.vae.named_parameters():
-            if value.dim() == 1:
-                rounded = value.detach().to(torch.bfloat16).cpu().contiguous().view(torch.int16)
-                digest.update(name.encode() + rounded.numpy().tobytes())
-        return digest.hexdigest()
+        """Of the autoencoder's geometry, scaling and weights."""
+        return fingerprint_of(self.vae)
 
     def _own_precision(self, like: Tensor) -> torch.autocast:
         return torch.autocast(like.device.type, enabled=False)  # mixed precision is for what trains

@@ -90,7 +90,7 @@ class LanguageModelText(TextEncoder):
     def __init__(self, language_model: LanguageModel, layer: int) -> None:
         super().__init__()
         language_model.check_layers([layer])
-        self.fingerprint = f"{language_model.fingerprint()}-{layer}"  # of the whole model
+        self.fingerprint = language_model.fingerprint().replace(".", f"-{layer}.")  # of the whole model
         _keep_layers(language_model, layer + 1)  # the last of those left is normed as the model's last, so one more
         self.language_model, self.layer = language_model.eval().requires_grad_(False), layer
         self.width = language_model.width

@@ -20,7 +20,7 @@ from cclm.models.processor import CCLMProcessor
 from cclm.pivot.bridges import Bridge, BridgeSettings, SequenceStates
 from cclm.pivot.denoisers import Denoiser, DenoiserSettings
 from cclm.pivot.diffusers_parts import has_part, part_config
-from cclm.pivot.folders import fill, held, named_state, read_config, reference, resolved, write_config, write_weights
+from cclm.pivot.folders import held, named_state, read_config, read_own, reference, resolved, take, write
 from cclm.pivot.noise import Noise, NoiseSettings
 from cclm.pivot.notes import TrainingNotes
 from cclm.pivot.sampling import SamplingOptions, TextStates, sample, sampler
@@ -205,14 +205,13 @@ class TextToImage(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """What trained, here or where this training started, and where the rest lies; the processor goes beside it."""
         content = {
-            **asdict(_moved(self.settings, lambda name: reference(name, folder))),
+            **asdict(_moved(self.settings, lambda name, part: reference(name, folder))),
             "fingerprints": self.fingerprints,
             **asdict(self.notes),
         }
         del content["pretrained"]  # all that it brought is here
         rest = {name for name in named_state(self) if name.startswith(self.nowhere_else)}
-        write_config(folder, MODEL_TYPE, content)
-        write_weights(folder, self, held(self) | self.taken | rest)
+        write(folder, MODEL_TYPE, content, self, held(self) | self.taken | rest)
 
     @classmethod
     def from_pretrained(
@@ -222,30 +221,22 @@ class TextToImage(nn.Module):
 
         Errors: ValueError where the folder is damaged, or a part of the model is no longer there or another.
         """
-        stored, processor = read_config(folder, MODEL_TYPE), CCLMProcessor.from_pretrained(folder)
-        try:
-            settings = _moved(_settings(stored), lambda name: resolved(name, folder))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder}/config.json is damaged ({error}); export the model again") from None
-        if text_encoder is not None:
-            settings = replace(settings, text_encoder=replace(settings.text_encoder, pretrained=text_encoder))
-        model = settings.build(processor).model
+
+        def way(name: str, part: str) -> str:
+            return text_encoder if text_encoder and part == "text encoder" else resolved(name, folder, part)
+
+        settings = read_config(folder, MODEL_TYPE, lambda stored: _moved(_settings(stored), way))
+        model = settings.build(read_own(folder, CCLMProcessor.from_pretrained)).model
         model.start_from(folder)
         return model.to(device).eval()
 
     def start_from(self, folder: str | Path) -> None:
         """Take what trained in a folder, and its notes.
 
-        Errors: ValueError where it was made for another text encoder, denoiser or autoencoder, or does not fit.
+        Errors: ValueError where it is damaged, was made for another text encoder, denoiser or autoencoder, or does not
+        fit.
         """
-        stored = read_config(folder, MODEL_TYPE)
-        for part, made in stored["fingerprints"].items():
-            if made != self.fingerprints[part]:
-                raise ValueError(
-                    f"{folder} was trained with another {part.replace('_', ' ')} than the one that is given; give that"
-                )
-        self.taken = fill(folder, self)
-        self.notes = TrainingNotes.of(stored)
+        self.taken, self.notes = take(folder, MODEL_TYPE, self, self.fingerprints)
 
 
 def _settings(stored: Mapping[str, Any]) -> TextToImageSettings:
@@ -261,14 +252,14 @@ def _settings(stored: Mapping[str, Any]) -> TextToImageSettings:
     )
 
 
-def _moved(settings: TextToImageSettings, way: Callable[[str], str]) -> TextToImageSettings:
-    """With other names of the folders that parts lie in."""
+def _moved(settings: TextToImageSettings, way: Callable[[str, str], str]) -> TextToImageSettings:
+    """With other names of the folders that parts lie in: `way` is given a name and what lies there."""
     text_encoder, denoiser, space = settings.text_encoder, settings.denoiser, settings.space
     return replace(
         settings,
-        text_encoder=replace(text_encoder, pretrained=way(text_encoder.pretrained)),
-        denoiser=replace(denoiser, pretrained=denoiser.pretrained and way(denoiser.pretrained)),
-        space=space and replace(space, vae=space.vae and way(space.vae)),
+        text_encoder=replace(text_encoder, pretrained=way(text_encoder.pretrained, "text encoder")),
+        denoiser=replace(denoiser, pretrained=denoiser.pretrained and way(denoiser.pretrained, "denoiser")),
+        space=space and replace(space, vae=space.vae and way(space.vae, "autoencoder")),
     )
 
 

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from cclm.data.loader import StepBatch
 from cclm.data.readers import Processor
+from cclm.pivot.fingerprints import agree
 from cclm.training.optim import OptimizerSettings, build_optimizer, build_schedule, parameter_groups
 from cclm.training.validation import Task
 from cclm.types import Batch
@@ -195,7 +196,7 @@ class System(pl.LightningModule, ABC):
             )
         known = self._fingerprints()
         for part, made in checkpoint.get("fingerprints", {}).items():
-            if made != known.get(part):
+            if not agree(made, known.get(part, "")):
                 raise ValueError(
                     f"the checkpoint was made with another {part.replace('_', ' ')} than the config's; resume with the "
                     "one that it was made with"

@@ -27,7 +27,9 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a folder that `cclm fit` has written of a pivot")
     parser.add_argument("--image", action="append", default=None, help="a picture; again for another")
     parser.add_argument("--prompt", default=None, help="what is asked, by default as in training; or painted")
-    parser.add_argument("--language", default="en", help="of the answer, or of the prompt: de, pt, zh ..")
+    parser.add_argument(
+        "--language", default=None, help="of the answer, or of the prompt: de, pt, zh .. (en where nothing is said)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda ..")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts that are read at once")
     parser.add_argument("--language_model", default=None, help="where the language model lies, if it has been moved")
@@ -52,6 +54,8 @@ def run(given: Namespace) -> None:
             f"{given.model} holds a model of type {kind}, which neither tells of pictures nor paints; give a folder of "
             "image_to_text or text_to_image"
         )
+    if given.prompt is not None and not given.prompt.strip():
+        raise ValueError("--prompt is empty; say what to ask or to paint, or leave it out to ask as in training")
     _KINDS[kind](given)
 
 
@@ -71,24 +75,33 @@ def _about_pictures(given: Namespace) -> None:
             what = f"{path} is a folder" if path.is_dir() else f"no picture at {path}"
             raise ValueError(f"{what}; name a picture, and again --image for another")
     model = ImageToText.from_pretrained(given.model, device, given.language_model)
-    groups, template = _asked(model, paths, given.prompt)
+    groups, template = _asked(model, paths, given.prompt, given.language)
+    language = given.language or "en"
     if len(groups) == 1:
-        _tell(model, _prompt(model, groups[0], template, given.language), written)
+        _tell(model, _prompt(model, groups[0], template, language), written)
         return
-    for names, prompts in _batches(model, groups, template, given):
+    for names, prompts in _batches(model, groups, template, language, given.batch_size):
         for name, answer in zip(names, model.answer(prompts, written), strict=True):
             print(f"{name}\t{answer}", flush=True)
 
 
-def _asked(model: ImageToText, paths: list[Path], prompt: str | None) -> tuple[list[list[Path]], str]:
+def _asked(
+    model: ImageToText, paths: list[Path], prompt: str | None, language: str | None
+) -> tuple[list[list[Path]], str]:
     """Which pictures each prompt is about, and its template: all where it has a mark for each, else each by itself.
 
-    A prompt of the user's without marks is put behind the picture, as the model was trained.
+    A prompt of the user's without marks is put behind the picture, as the model was trained, and one that names no
+    language is told in which to answer: by the tag that the model was trained with, else in words where one was given.
     """
     from cclm.pivot.prompts import MARK, Template
 
     trained = model.processor.template or f"{MARK}\n"
     template = trained if prompt is None else prompt
+    if not any(field in template for field in ("{language}", "{code}", "<2")):
+        if "<2{code}>" in trained:
+            template += "<2{code}>"
+        elif language:
+            template += " Answer in {language}."
     if MARK not in template:
         between = re.search(f"{re.escape(MARK)}(\n?)", trained)
         template = f"{MARK}{between[1] if between else ''}{template}"
@@ -104,12 +117,12 @@ def _asked(model: ImageToText, paths: list[Path], prompt: str | None) -> tuple[l
 
 
 def _batches(
-    model: ImageToText, groups: Sequence[list[Path]], template: str, given: Namespace
+    model: ImageToText, groups: Sequence[list[Path]], template: str, language: str, size: int
 ) -> Iterator[tuple[list[str], list[Prompt]]]:
-    for start in range(0, len(groups), given.batch_size):
-        some = groups[start : start + given.batch_size]
+    for start in range(0, len(groups), size):
+        some = groups[start : start + size]
         names = [", ".join(map(str, group)) for group in some]
-        yield names, [_prompt(model, group, template, given.language) for group in some]
+        yield names, [_prompt(model, group, template, language) for group in some]
 
 
 def _prompt(model: ImageToText, paths: Sequence[Path], template: str, language: str) -> Prompt:
@@ -140,6 +153,7 @@ def _tell(model: ImageToText, prompt: Prompt, written: GenerationOptions) -> Non
 def _of_texts(given: Namespace) -> None:
     from cclm.verbs import generate_image
 
+    given.language = given.language or "en"
     generate_image.run(given)
 
 

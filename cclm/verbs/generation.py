@@ -45,6 +45,7 @@ def options(parser: ArgumentParser) -> None:
         "--keep", action="store_true", help="keep the pictures beside the report; a run goes on from them"
     )
     parser.add_argument("--output", type=Path, required=True, help="report.json; the contact sheet goes beside it")
+    parser.add_argument("--language_model", default=None, help="where the text encoder lies, if it has been moved")
     parser.add_argument("--device", default="cpu", help="cpu, cuda ..")
     parser.add_argument("--encoding", type=EncodingOptions, default=EncodingOptions(), help="of the judge")
 
@@ -73,7 +74,7 @@ def run(given: Namespace) -> None:
     languages, judging = codes(given.languages) or (), JudgeOptions(given.gallery, seed=given.seed)
     judging.parts(given.prompts)
     check_languages(given.data, languages)
-    model = TextToImage.from_pretrained(given.model, device)
+    model = TextToImage.from_pretrained(given.model, device, given.language_model)
     judge, features = (_opened(name, given, device) for name in (given.judge, given.features or given.judge))
     check_judge(judge)
     check_judge(features)

@@ -67,7 +67,7 @@ def test_a_prompt_is_put_behind_the_picture_or_has_marks_of_its_own(
 ) -> None:
     one = ["generate", str(folder), "--image", str(pictures[0]), "--language", "de", *SHORT]
     asked = "<image>ein hund <2{code}>"
-    for prompt in ("ein hund <2{code}>", asked):
+    for prompt in ("ein hund <2{code}>", "ein hund ", asked):  # what names no language gets the tag of training
         main([*one, "--prompt", prompt])
         assert capsys.readouterr().out.strip() == wanted(folder, [Prompt((picture(0),), "de", asked)])[0]
     both = "<image> und <image><2{code}>"
@@ -120,6 +120,9 @@ def test_what_is_missing_or_unknown_is_one_line(
     assert "a prompt of 6 tokens and an answer of up to 500, but the language model holds 96" in failure(
         capsys, *one, "--max_tokens", "500"
     )
+    assert "--prompt is empty; say what to ask" in failure(capsys, *one, "--prompt", " ")
+    assert "language 'xx' is unknown to this model" in failure(capsys, *one, "--prompt", "hund", "--language", "xx")
+    assert "top_k=5 is for sampling; set sample to true, too" in failure(capsys, *one, "--top_k", "5")
     assert "beams=0; give 1 or more" in failure(capsys, *one, "--beams", "0")
     assert "batch_size is 0; give 1 or more" in failure(capsys, *one, "--batch_size", "0")
     asked = ("--prompt", "ein hund " * 60, "--language", "de")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -239,6 +240,13 @@ def test_a_folder_for_another_language_model_is_refused(
         build(language_model=LanguageModelSettings(pretrained=str(other)), pretrained=str(folder))
     with pytest.raises(ValueError, match=r"^no language model at .*elsewhere"):
         ImageToText.from_pretrained(folder, language_model=str(tmp_path / "elsewhere"))
+    far = tmp_path / "far" / "model"
+    shutil.copytree(folder, far)
+    told = f"^{far} needs a part that is not there: no language model at .*; move it along, give --language_model, or"
+    with pytest.raises(ValueError, match=told):
+        ImageToText.from_pretrained(far)
+    with pytest.raises(ValueError, match="no image encoder at .*; move it along, or correct config.json"):
+        ImageToText.from_pretrained(far, language_model=str(language_models("llama")))
 
 
 def test_a_folder_for_another_image_encoder_is_refused(build: Build, tmp_path: Path, encoder_weights: Path) -> None:
@@ -261,10 +269,23 @@ def test_a_folder_of_another_bridge_is_refused(build: Build, tmp_path: Path) -> 
 
 def test_a_damaged_folder_is_refused(build: Build, tmp_path: Path) -> None:
     folder = saved(build(), tmp_path / "model")
+    told = json.loads((folder / "pivot_processor.json").read_text())
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "bridge"}))
-    with pytest.raises(ValueError, match=r"config.json is damaged \('bridge'\); export the model again"):
+    for name in ("bridge", "image_size", "fingerprints"):
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != name}))
+        with pytest.raises(ValueError, match=rf"config.json is damaged \('{name}'\); export the model again"):
+            ImageToText.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "pivot_processor.json").write_text(json.dumps(told | {"image": told["image"] | {"image_size": 33}}))
+    with pytest.raises(ValueError, match="pictures of 33 pixels a side, the model was trained with 32; export the mod"):
         ImageToText.from_pretrained(folder)
+    for lost in ("model.safetensors", "tokenizer.json", "pivot_processor.json"):
+        other = tmp_path / lost
+        shutil.copytree(saved(build(), tmp_path / f"of_{lost}"), other)
+        (other / lost).unlink()
+        with pytest.raises(ValueError, match=f"^{other} is damaged: .*no .*; export it again$") as error:
+            ImageToText.from_pretrained(other)
+        assert "cclm" not in str(error.value).replace(str(tmp_path), "")
 
 
 def test_the_image_encoder_of_a_cross_view_model_serves(build: Build, tmp_path: Path, tokenizer: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cclm.pivot.fingerprints import agree
 from cclm.pivot.spaces import LatentSpace, PixelSpace, SpaceSettings
 from tests.pivot.tiny_diffusion import another_autoencoder, sana, stable_diffusion
 
@@ -54,7 +55,10 @@ def test_a_fingerprint_tells_autoencoders_apart_but_not_their_precision(folder: 
     assert made == SpaceSettings(str(folder / "vae"), dtype="bfloat16").build().fingerprint()
     others = [another_autoencoder(stable_diffusion(tmp_path / "sd")), sana(tmp_path / "sana")]
     assert len({made, *(SpaceSettings(str(other)).build().fingerprint() for other in others)}) == 3
-    assert PixelSpace(2).fingerprint() == ""
+    tuned = SpaceSettings(str(folder)).build()
+    with torch.no_grad():
+        tuned.vae.encoder.conv_in.weight.add_(0.1)
+    assert not agree(tuned.fingerprint(), made) and PixelSpace(2).fingerprint() == ""
 
 
 def test_sanas_autoencoder_is_one_too(tmp_path: Path) -> None:

@@ -186,6 +186,22 @@ def test_a_folder_holds_what_trained_and_paints_the_same(paint: Paint, tmp_path:
     assert not again.training and again.processor.image_size == 16
 
 
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("model.safetensors", "no weight file at .*"),
+        ("processor_config.json", "no processor_config.json in .*"),
+        ("tokenizer.json", "no tokenizer .*"),
+    ],
+)
+def test_a_folder_that_lacks_a_file_is_damaged(paint: Paint, tmp_path: Path, file: str, told: str) -> None:
+    folder = saved(paint(), tmp_path / "model")
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=f"^{folder} is damaged: {told}; export it again$") as error:
+        TextToImage.from_pretrained(folder)
+    assert "cclm" not in str(error.value).replace(str(tmp_path), "")
+
+
 def test_stable_diffusions_folder_is_where_training_starts(paint: Paint, sd: Path, tmp_path: Path) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -257,8 +273,12 @@ def test_a_folder_made_for_other_parts_is_refused(
     told = json.loads((folder / "config.json").read_text())
     told["text_encoder"]["pretrained"] = "../gone"
     (folder / "config.json").write_text(json.dumps(told))
-    with pytest.raises(ValueError, match=r"no language model at .*gone"):
+    with pytest.raises(ValueError, match=r"model needs a part that is not there: no text encoder at .*gone; move it"):
         TextToImage.from_pretrained(folder)
+    told["denoiser"]["pretrained"] = "../gone"
+    (folder / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"no denoiser at .*gone; move it along, or correct config.json"):
+        TextToImage.from_pretrained(folder, text_encoder=str(moved))
     (folder / "config.json").write_text('{"model_type": "cclm"}')
     with pytest.raises(ValueError, match="holds a model of type cclm, not cclm_text_to_image"):
         TextToImage.from_pretrained(folder)
