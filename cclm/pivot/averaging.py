@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from cclm.pivot.diffusers_parts import diffusers
+
 
 class Average:
     """diffusers' EMAModel over the parameters of a model that require a gradient.
@@ -16,13 +18,11 @@ class Average:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        from diffusers.training_utils import EMAModel
-
         if not 0 <= decay < 1:
             raise ValueError(f"average is {decay}; give a share from 0 (none) to below 1, as 0.999")
         self._decay = decay
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._average = EMAModel(self._parameters, decay=decay, foreach=True)
+        self._average = diffusers().training_utils.EMAModel(self._parameters, decay=decay, foreach=True)
 
     def step(self) -> None:
         """After every update."""

@@ -5,8 +5,6 @@ Shapes: B pictures of C channels and h x w cells, N states of each one's text, D
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from cclm.errors import first_line
-from cclm.pivot.diffusers_parts import has_part, part_config, read_part
+from cclm.pivot.diffusers_parts import diffusers, has_part, part_config, read_part
+from cclm.pivot.fingerprints import fingerprint_of
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -55,10 +54,9 @@ class DenoiserSettings:
 
 
 def _new(kind: str, config: dict[str, Any]) -> ModelMixin:
-    import diffusers
-
+    network = getattr(diffusers(), kind)
     try:
-        return getattr(diffusers, kind)(**config)
+        return network(**config)
     except (TypeError, ValueError, RuntimeError, AssertionError, LookupError, ArithmeticError) as error:
         raise ValueError(f"denoiser.config makes no {kind}: {first_line(error)}; mend it") from None
 
@@ -103,13 +101,8 @@ class Denoiser(nn.Module, ABC):
             )
 
     def fingerprint(self) -> str:
-        """Tells which network it was before training: of its geometry and all its vectors (biases, norms)."""
-        own = {name: value for name, value in self.model.config.items() if not name.startswith("_")}
-        digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode())
-        for name, value in self.model.named_parameters():
-            if value.dim() == 1:
-                digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        """Tells which network it was before training: of its geometry and weights."""
+        return fingerprint_of(self.model)
 
 
 class UNet(Denoiser):

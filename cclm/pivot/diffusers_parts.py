@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
 
 _CONFIGS = {"scheduler": "scheduler_config.json"}  # what is no network has its config in a file of another name
+
+
+def diffusers() -> ModuleType:
+    """The package, of the extra `pivot`. Errors: ValueError, one line, where it is not installed."""
+    try:
+        return importlib.import_module("diffusers")
+    except ImportError:
+        raise ValueError("painting needs the package diffusers, which is not here; pip install 'cclm[pivot]'") from None
 
 
 def part_config(folder: str, part: str) -> dict[str, Any]:
@@ -56,29 +66,25 @@ def _config_file(folder: str, part: str, name: str) -> Path:
 
 def read_part(folder: str, part: str, kind: str, dtype: torch.dtype = torch.float32) -> ModelMixin:
     """The network of class `kind` that is a part of a pipeline's folder, or the folder itself. Errors: ValueError."""
-    import diffusers
-
+    network = getattr(diffusers(), kind)
     below = part if not Path(folder).is_dir() or (Path(folder) / part).is_dir() else None
     try:
         with quiet():
-            return getattr(diffusers, kind).from_pretrained(
-                folder, subfolder=below, use_safetensors=True, torch_dtype=dtype
-            )
+            return network.from_pretrained(folder, subfolder=below, use_safetensors=True, torch_dtype=dtype)
     except Exception as error:  # damaged files raise whatever the reading of them does
         raise ValueError(
             f"{folder}: its {part} cannot be loaded ({first_line(error)}); give a diffusers folder with safetensors"
         ) from None
 
 
-def new_scheduler(config: dict[str, Any], kind: str, **changes: Any) -> SchedulerMixin:
+def new_scheduler(config: dict[str, Any], kind: str, wish: str, **changes: Any) -> SchedulerMixin:
     """A scheduler of class `kind` that knows what `config` says of the noise; what else it says is left out.
 
-    Errors: ValueError for what that class does not know.
+    Errors: ValueError for what that class does not know, which blames the `wish` that it was made for.
     """
-    import diffusers
-
+    scheduler = getattr(diffusers(), kind)
     try:
         with quiet():
-            return getattr(diffusers, kind).from_config(config, **changes)
+            return scheduler.from_config(config, **changes)
     except (NotImplementedError, ValueError, TypeError, ImportError) as error:
-        raise ValueError(f"noise.scheduler makes no {kind} ({first_line(error)}); change it, or the sampler") from None
+        raise ValueError(f"{wish} makes no {kind} ({first_line(error)}); change it") from None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cclm.pivot.diffusers_parts import new_scheduler
+from cclm.pivot.diffusers_parts import diffusers, new_scheduler
 from cclm.types import TensorData
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
@@ -86,9 +86,9 @@ class Noise:
                 "shift": float(config.get("shift", config.get("flow_shift", 1.0))),
                 "use_dynamic_shifting": False,
             }
-            self.scheduler = new_scheduler(config, "FlowMatchEulerDiscreteScheduler", **changes)
+            self.scheduler = new_scheduler(config, "FlowMatchEulerDiscreteScheduler", "noise.scheduler", **changes)
         else:
-            self.scheduler = new_scheduler(config, "DDPMScheduler")
+            self.scheduler = new_scheduler(config, "DDPMScheduler", "noise.scheduler")
 
     def draw(self, clean: Tensor, generator: torch.Generator) -> Noised:
         """Noise on pictures (B, C, h, w), each with an amount of its own; all chance comes from `generator`."""
@@ -137,11 +137,9 @@ class Noise:
 
 def _check_options(given: dict[str, Any]) -> None:
     """Errors: ValueError for what no scheduler heeds; diffusers would take and forget it."""
-    import diffusers
-
     known = {"_class_name", "_diffusers_version"}
     for kind in _SCHEDULERS:
-        known |= inspect.signature(getattr(diffusers, kind).__init__).parameters.keys()
+        known |= inspect.signature(getattr(diffusers(), kind).__init__).parameters.keys()
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)

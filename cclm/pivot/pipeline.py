@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cclm.models.names import quiet
+from cclm.pivot.diffusers_parts import diffusers
 from cclm.pivot.sampling import SamplingOptions, TextStates, sampler
 from cclm.pivot.spaces import LatentSpace
 from cclm.storage import check_replaceable, whole_file, whole_folder
@@ -23,17 +24,17 @@ if TYPE_CHECKING:
     from cclm.pivot.text_to_image import TextToImage
 
 FILES = ("README.md", "model_index.json", "unet/*", "transformer/*", "vae/*", "scheduler/*")
+_OURS = "it paints from the states that `cclm` makes of prompts in any language."  # a README says so, and no other
 _MOST = 1024  # states of a prompt in a file for pipelines that know no mask
 
 
 def export_pipeline(model: TextToImage, folder: str | Path) -> None:
     """Write the denoiser, its autoencoder and its scheduler as a folder of diffusers, with a README that tells how to
     use it: Stable Diffusion's layout for U-Nets, PixArt's or Sana's for transformers. Texts enter as states, which
-    `write_states` writes. Errors: ValueError for a folder that holds anything but a former export.
+    `write_states` writes. Errors: ValueError for a folder that holds anything but a former export, or a part of the
+    model.
     """
-    import diffusers
-
-    check_replaceable(folder, FILES)
+    _check_folder(model, Path(folder))
     denoiser = model.denoiser
     vae = model.space.vae if isinstance(model.space, LatentSpace) else None
     parts = {denoiser.part: denoiser.model, "vae": vae, "scheduler": sampler(model.noise, None)}
@@ -41,11 +42,22 @@ def export_pipeline(model: TextToImage, folder: str | Path) -> None:
         denoiser.model.register_to_config(sample_size=model.side)  # the size it paints where none is asked for
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     with quiet():
-        pipeline = getattr(diffusers, denoiser.pipeline)(text_encoder=None, tokenizer=None, **parts)
+        pipeline = getattr(diffusers(), denoiser.pipeline)(text_encoder=None, tokenizer=None, **parts)
     with whole_folder(folder) as partial:
         with quiet():
             pipeline.save_pretrained(partial, safe_serialization=True)
         (partial / "README.md").write_text(_readme(model, Path(folder).name), encoding="utf-8")
+
+
+def _check_folder(model: TextToImage, folder: Path) -> None:
+    made_of = model.settings
+    for part in (made_of.text_encoder.pretrained, made_of.denoiser.pretrained, made_of.space and made_of.space.vae):
+        if part and Path(part).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"output {folder} is where the model has {part} from; choose a new or empty folder")
+    check_replaceable(folder, FILES)
+    readme = folder / "README.md"
+    if folder.is_dir() and any(folder.iterdir()) and not (readme.is_file() and _OURS in readme.read_text("utf-8")):
+        raise ValueError(f"output {folder} holds a pipeline that is no export of ours; choose a new or empty folder")
 
 
 def write_states(model: TextToImage, prompts: Sequence[str], negative: str, file: str | Path) -> None:
@@ -110,7 +122,7 @@ def _readme(model: TextToImage, name: str) -> str:
     form = "" if latent else ', output_type="latent"'
     return f"""# {name}
 
-A pipeline of diffusers. It has no text encoder: it paints from the states that `cclm` makes of prompts in any language.
+A pipeline of diffusers. It has no text encoder: {_OURS}
 
 ```
 cclm generate MODEL --prompt "..." --states states.safetensors

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from cclm.pivot.text_to_image import TextToImage
 
 _SUFFIXES = (".png", ".jpg", ".webp")
-_NUMBERED = "[0-9][0-9][0-9][0-9]-[0-9][0-9].png"  # prompt and picture
+_WIDEST = {".jpg": 65_500, ".webp": 16_383}  # pixels a side that a format, or what writes it, can hold
+_PROMPT, _PICTURE = 4, 2  # digits of a numbered file's name, or more where they are needed
+_NUMBERED = [f"{'[0-9]' * p}-{'[0-9]' * n}.png" for p in range(_PROMPT, 10) for n in range(_PICTURE, 10)]
 
 
 def options(parser: ArgumentParser) -> None:
@@ -58,11 +60,13 @@ def run(given: Namespace) -> None:
     writing = asdict(GenerationOptions()) | {"image": None}
     del writing["seed"]
     refuse(given, writing, "paints, from texts alone")
+    _check_numbers(given)
     chosen = SamplingOptions(given.scheduler, given.steps, given.guidance, given.negative, given.batch_size)
     prompts, device = _prompts(given), device_named(given.device)
     _check_output(given)
     model = TextToImage.from_pretrained(given.model, device, given.language_model)
     _check_language(model, given.language)
+    _check_grid(given, len(prompts), model.processor.image_size)
     sampler(model.noise, given.scheduler)
     model.states([*prompts, given.negative])
     if given.pipeline:
@@ -86,7 +90,7 @@ def _prompts(given: Namespace) -> list[str]:
         raise ValueError(f"no file of prompts at {given.prompts}; check the path")
     else:
         try:
-            lines = given.prompts.read_text(encoding="utf-8").splitlines()
+            lines = given.prompts.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise ValueError(f"{given.prompts} is no UTF-8 text; give a text file of prompts, one a line") from None
         found = [line.strip() for line in lines if line.strip()]
@@ -97,17 +101,25 @@ def _prompts(given: Namespace) -> list[str]:
     return found
 
 
+def _check_numbers(given: Namespace) -> None:
+    for name in ("count", "batch_size"):
+        if given[name] < 1:
+            raise ValueError(f"{name} is {given[name]}; give 1 or more")
+    if not 0 <= given.seed < 2**64:
+        raise ValueError(f"seed is {given.seed}; give a number from 0 to 2^64 - 1")
+
+
 def _check_output(given: Namespace) -> None:
     """Errors: ValueError where nothing is asked for, or cannot be written."""
     from cclm.storage import check_replaceable, check_writable
 
-    if given.count < 1:
-        raise ValueError(f"count is {given.count}; give 1 picture or more")
     if given.output is None:
         if not (given.states or given.pipeline):
             raise ValueError("there is no --output; name a picture, as star.png, or a folder")
+    elif given.output.name.lower() in _SUFFIXES:
+        raise ValueError(f"--output {given.output} is an ending without a name; give one, as star{given.output.name}")
     elif not given.output.suffix:
-        check_replaceable(given.output, [_NUMBERED])
+        check_replaceable(given.output, _NUMBERED)
     elif given.output.suffix.lower() not in _SUFFIXES or given.output.is_dir():
         raise ValueError(f"--output {given.output}: give a name in {', '.join(_SUFFIXES)}, or a folder")
     else:
@@ -116,6 +128,17 @@ def _check_output(given: Namespace) -> None:
         raise ValueError(f"--states {given.states}: give a name in .safetensors")
     if given.states:
         check_writable(given.states)
+
+
+def _check_grid(given: Namespace, rows: int, side: int) -> None:
+    """Errors: ValueError for one of pictures of `side` pixels that its format cannot hold."""
+    width, height = side * given.count, side * rows
+    most = _WIDEST.get(given.output.suffix.lower()) if given.output else None
+    if most and max(width, height) > most:
+        raise ValueError(
+            f"--output {given.output}: the grid is {width} x {height} pixels, and {given.output.suffix} holds {most} a "
+            "side; name a .png, or a folder"
+        )
 
 
 def _check_language(model: TextToImage, language: str) -> None:
@@ -149,10 +172,11 @@ def _write(given: Namespace, rows: list[list[Image.Image]]) -> None:
 
     output, count = given.output, sum(map(len, rows))
     if not output.suffix:
+        prompt, place = max(_PROMPT, len(str(len(rows) - 1))), max(_PICTURE, len(str(given.count - 1)))
         with whole_folder(output) as partial:
             for number, row in enumerate(rows):
-                for place, picture in enumerate(row):
-                    picture.save(partial / f"{number:04}-{place:02}.png")
+                for which, picture in enumerate(row):
+                    picture.save(partial / f"{number:0{prompt}}-{which:0{place}}.png")
         print(f"{output}: {count} picture(s)")
         return
     width, height = rows[0][0].size

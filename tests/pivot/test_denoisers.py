@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from cclm.pivot.averaging import Average
 from cclm.pivot.denoisers import Denoiser, DenoiserSettings
+from cclm.pivot.fingerprints import agree
+from cclm.pivot.noise import NoiseSettings
 from cclm.pivot.spaces import PixelSpace, SpaceSettings
 from tests.pivot.tiny_diffusion import PIXART, SANA, UNET, pixart, sana, stable_diffusion
 
@@ -48,9 +52,11 @@ def test_a_pipelines_folder_is_read_and_recognised(kind: str, tmp_path: Path) ->
     first, again = (DenoiserSettings(folder).build(space, 16) for _ in range(2))
     assert first.kind == kind and first.channels == 4
     assert first.fingerprint() == again.fingerprint()
-    with torch.no_grad():
-        next(value for value in again.parameters() if value.dim() == 1)[0] += 0.1
-    assert first.fingerprint() != again.fingerprint()
+    for layer in (False, True):
+        again = DenoiserSettings(folder).build(space, 16)
+        with torch.no_grad():
+            next(value for value in again.parameters() if (value.dim() > 1) == layer)[0] += 0.1
+        assert not agree(first.fingerprint(), again.fingerprint())
 
 
 def test_the_variance_that_pixart_predicts_too_is_left_out(tmp_path: Path) -> None:
@@ -69,6 +75,20 @@ def test_large_pixart_is_told_the_size_of_the_picture() -> None:
     denoiser.model.adaln_single.register_forward_pre_hook(lambda module, given: seen.append(given[1]))
     denoiser(*inputs())
     assert seen[0]["resolution"].tolist() == [[16, 16]] * 2 and seen[0]["aspect_ratio"].tolist() == [[1], [1]]
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: new("UNet2DConditionModel"),
+        lambda: NoiseSettings({"prediction_type": "sample"}).build(None, True),
+        lambda: Average(torch.nn.Linear(1, 1), 0.9),
+    ],
+)
+def test_without_diffusers_it_is_asked_for(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ValueError, match=r"needs the package diffusers, which is not here; pip install 'cclm\[pivot]'"):
+        work()
 
 
 def test_what_does_not_fit_is_told_in_one_line(tmp_path: Path) -> None:

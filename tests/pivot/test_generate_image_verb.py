@@ -64,7 +64,7 @@ def test_a_prompt_is_painted(folder: Path, tmp_path: Path, capsys: pytest.Captur
 def test_several_prompts_and_pictures_are_a_grid_or_numbered_files(folder: Path, tmp_path: Path) -> None:
     """The n-th picture of each prompt starts from the same noise, whatever is painted at once."""
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red ball\n\nun chat\n", encoding="utf-8")
+    prompts.write_text("a red ball\n\nun chat\n", encoding="utf-8-sig")
     several = ("--prompts", str(prompts), "--count", "3", *STEPS)
     main(["generate", str(folder), "--output", str(tmp_path / "grid.png"), *several])
     main(["generate", str(folder), "--output", str(tmp_path / "files"), "--batch_size", "2", *several])
@@ -78,6 +78,15 @@ def test_several_prompts_and_pictures_are_a_grid_or_numbered_files(folder: Path,
             cell = grid[16 * row : 16 * row + 16, 16 * place : 16 * place + 16]
             written = np.asarray(Image.open(tmp_path / "files" / f"000{row}-0{place}.png")).astype(int)
             assert np.abs(cell - wanted).max() <= 1 and np.abs(written - wanted).max() <= 1
+
+
+def test_more_files_than_two_digits_count_are_replaced_like_fewer(folder: Path, tmp_path: Path) -> None:
+    options = ("--prompt", "ball", "--output", str(tmp_path / "files"), "--steps", "1", "--guidance", "1")
+    main(["generate", str(folder), *options, "--count", "101", "--batch_size", "101"])
+    names = sorted(path.name for path in (tmp_path / "files").iterdir())
+    assert names[0] == "0000-000.png" and names[100] == "0000-100.png"
+    main(["generate", str(folder), *options])
+    assert [path.name for path in (tmp_path / "files").iterdir()] == ["0000-00.png"]
 
 
 def test_what_plain_diffusers_needs(folder: Path, tmp_path: Path) -> None:
@@ -96,8 +105,19 @@ def test_what_plain_diffusers_needs(folder: Path, tmp_path: Path) -> None:
         (["--prompt", "ball", "--prompts", "p.txt", "--output", "x.png"], "both --prompt and --prompts"),
         (["--prompts", "nowhere.txt", "--output", "x.png"], "no file of prompts at nowhere.txt"),
         (["--prompt", "ball", "--output", "x.tiff"], "give a name in .png, .jpg, .webp, or a folder"),
-        (["--prompt", "ball", "--output", "x.png", "--count", "0"], "count is 0; give 1 picture or more"),
-        (["--prompt", "ball", "--output", "x.png", "--guidance", "0"], "guidance=0.0; give 1 (none) or more"),
+        (["--prompt", "ball", "--output", "x.png", "--count", "0"], "count is 0; give 1 or more"),
+        (["--prompt", "ball", "--output", "x.png", "--batch_size", "0"], "batch_size is 0; give 1 or more"),
+        (["--prompt", "ball", "--output", "x.png", "--seed", str(2**64)], "give a number from 0 to 2^64 - 1"),
+        (["--prompt", "ball", "--output", ".png"], "--output .png is an ending without a name; give one, as star.png"),
+        (
+            ["--prompt", "ball", "--output", "x.webp", "--count", "1024"],
+            "the grid is 16384 x 16 pixels, and .webp holds 16383 a side; name a .png, or a folder",
+        ),
+        (["--pipeline", "model"], ", which is not replaced; choose a new"),
+        (
+            ["--prompt", "ball", "--output", "x.png", "--guidance", "0"],
+            "guidance=0.0; give 1 (none) to 1000 (4 to 8 are usual)",
+        ),
         (
             ["--prompt", "ball", "--output", "x.png", "--language", "xx"],
             "language 'xx' is unknown to this model; it reads",
@@ -105,7 +125,7 @@ def test_what_plain_diffusers_needs(folder: Path, tmp_path: Path) -> None:
         (["--prompt", "ball " * 30, "--output", "x.png"], "the model reads 24; shorten it"),
         (["--prompt", "ball", "--output", "x.png", "--scheduler", "flow_euler"], "cannot sample a model that predicts"),
         (["--prompt", "ball", "--output", "x.png", "--image", "y.png"], "holds a model that paints, from texts alone"),
-        (["--prompt", "ball", "--output", "x.png", "--steps", "5000"], "steps=5000 do not fit the scheduler: "),
+        (["--prompt", "ball", "--output", "x.png", "--steps", "5000"], "steps=5000 do not fit DDIMScheduler ("),
         (["--prompt", "ball", "--output", "x.png", "--beams", "3"], "--beams: "),
         (["--prompt", "<image> ball", "--output", "x.png"], "'<image> ball' has a mark <image>, but this model paints"),
         (["--prompt", "ball", "--output", "model/config.json/x.png"], "cannot be written: "),

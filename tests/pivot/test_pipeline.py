@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,19 @@ def test_nothing_but_a_former_export_is_replaced(made: Made, tmp_path: Path) -> 
     (tmp_path / "pipeline" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds notes.txt, which is not replaced"):
         export_pipeline(model, tmp_path / "pipeline")
+    with pytest.raises(ValueError, match="holds a pipeline that is no export of ours; choose a new or empty folder"):
+        export_pipeline(model, stable_diffusion(tmp_path / "theirs"))
+
+
+def test_what_the_model_is_made_of_is_not_replaced(made: Made, tmp_path: Path) -> None:
+    """Not even if it is a former export."""
+    base = made(folder="sd")
+    export_pipeline(base, tmp_path / "base")
+    parts = {
+        "denoiser": DenoiserSettings(str(tmp_path / "base")),
+        "space": SpaceSettings(str(tmp_path / "base" / "vae")),
+    }
+    for part, settings in parts.items():
+        base.settings = replace(made(folder="sd").settings, **{part: settings})
+        with pytest.raises(ValueError, match="is where the model has .*/base.* from; choose a new or empty folder"):
+            export_pipeline(base, tmp_path / "base")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import nn
@@ -36,14 +38,16 @@ class Oracle(nn.Module):
         }[self.prediction]
 
 
-def painted(prediction: str, scheduler: str | None, guidance: float = 1.0) -> torch.Tensor:
+def painted(
+    prediction: str, scheduler: str | None, guidance: float = 1.0, steps: int = 20, known: float = 0.5
+) -> torch.Tensor:
     noise = NoiseSettings(CONFIG | {"prediction_type": prediction}).build(None, False)
     oracle = Oracle(prediction, getattr(noise.scheduler, "alphas_cumprod", torch.ones(100)))
-    states = torch.tensor([[0.5, 0.5, 9.0], [-0.25, -0.25, -0.25]]).unsqueeze(2).expand(-1, -1, 4)
+    states = torch.tensor([[known, known, 9.0], [-0.25, -0.25, -0.25]]).unsqueeze(2).expand(-1, -1, 4)
     texts = TextStates(states, torch.tensor([[True, True, False], [True] * 3]))
     negative = TextStates(torch.zeros(2, 1, 4), torch.ones(2, 1, dtype=torch.bool))
     start = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    options = SamplingOptions(scheduler, 20, guidance)
+    options = SamplingOptions(scheduler, steps, guidance)
     return sample(oracle, sampler(noise, scheduler), start, texts, negative, options).mean((1, 2, 3))
 
 
@@ -82,7 +86,14 @@ def test_two_texts_in_one_batch_keep_their_masks() -> None:
         ("flow_prediction", "ddim", "cannot sample a model that predicts flow_prediction; choose flow_euler"),
         ("epsilon", "dimm", "scheduler='dimm'; choose one of ddim, ddpm"),
         ("epsilon", "UNet2DConditionModel", "choose one of ddim, ddpm"),
-        ("sample", "EulerAncestralDiscreteScheduler", "not implemented yet: sample; choose ddim or dpmsolver"),
+        ("epsilon", "EDMEulerScheduler", "cannot sample a model that predicts epsilon"),  # knows other noise alone
+        ("flow_prediction", "DPMSolverMultistepInverseScheduler", "cannot sample a model that predicts flow"),
+        ("flow_prediction", "HeliosScheduler", "HeliosScheduler"),  # knows no shift
+        pytest.param(
+            *("epsilon", "DPMSolverSDEScheduler", "lacks a package .*requires the torchsde library"),
+            marks=pytest.mark.skipif(find_spec("torchsde") is not None, reason="torchsde is here"),
+        ),
+        ("sample", "EulerAncestralDiscreteScheduler", "not implemented yet: sample.; choose dpmsolver"),
     ],
 )
 def test_schedulers_that_do_not_fit_are_told_in_one_line(prediction: str, scheduler: str, told: str) -> None:
@@ -91,7 +102,23 @@ def test_schedulers_that_do_not_fit_are_told_in_one_line(prediction: str, schedu
     assert "\n" not in str(error.value)
 
 
+def test_steps_that_a_scheduler_cannot_go() -> None:
+    with pytest.raises(ValueError, match="steps=2 do not fit PNDMScheduler .*; give others, as 25, or choose dpm"):
+        painted("epsilon", "PNDMScheduler", steps=2)
+
+
+def test_a_scheduler_that_cannot_be_made_is_blamed_itself() -> None:
+    sana = {"prediction_type": "flow_prediction", "algorithm_type": "dpmsolver++"}
+    with pytest.raises(ValueError, match="scheduler='SASolverScheduler' makes no SASolverScheduler .dpmsolver"):
+        sampler(NoiseSettings().build(sana, False), "SASolverScheduler")
+
+
+def test_no_picture_is_made_of_nan() -> None:
+    with pytest.raises(ValueError, match="the denoiser gave NaN or infinity; its weights or the bridge's are damaged"):
+        painted("epsilon", "ddim", known=float("nan"))
+
+
 def test_options_out_of_range() -> None:
-    for given in ({"steps": 0}, {"batch": 0}, {"guidance": 0.5}):
+    for given in ({"steps": 0}, {"batch": 0}, {"guidance": 0.5}, {"guidance": 1e30}, {"guidance": float("nan")}):
         with pytest.raises(ValueError, match="sampling: "):
             SamplingOptions(**given)
