@@ -128,6 +128,8 @@ class PaintOptions:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}; give 1 picture or more at once")
+        if not 0 <= self.seed < 2**63:  # prompts' places are added to it
+            raise ValueError(f"seed is {self.seed}; give a number from 0 to 2^63 - 1")
 
 
 def paint(

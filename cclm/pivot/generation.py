@@ -38,6 +38,8 @@ class GenerationOptions:
                 f"generation: temperature={self.temperature}, repetition_penalty={self.repetition_penalty}; give 0.01 "
                 "or more and above 0 (for the likeliest token set sample to false)"
             )
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"generation: seed={self.seed}; give a number from 0 to 2^64 - 1")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"generation: top_p={self.top_p} is a share of probability, above 0 up to 1")
         for name, default in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0)):

@@ -164,7 +164,9 @@ class TextToImage(nn.Module):
 
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> TextStates:
-        """What the denoiser sees of texts of any language. Errors: ValueError for one that is longer than it reads."""
+        """What the denoiser sees of texts of any language. Errors: ValueError for one that is longer than it reads, and
+        for NaN.
+        """
         rows = self.processor.tokens(list(texts), max_tokens=2**20)
         for text, row in zip(texts, rows, strict=True):
             if len(row) > self.processor.max_tokens:
@@ -172,7 +174,13 @@ class TextToImage(nn.Module):
                     f"the prompt {text[:40]!r} .. has {len(row)} tokens, the model reads {self.processor.max_tokens}; "
                     "shorten it"
                 )
-        return self.read(self._padded(rows).to(self.device))
+        found = self.read(self._padded(rows).to(self.device))
+        if not found.states.isfinite().all():
+            raise ValueError(
+                "the bridge gave NaN or infinity: its weights or the text encoder's are damaged; export or train them "
+                "again"
+            )
+        return found
 
     @torch.no_grad()
     def generate(self, texts: Sequence[str], options: SamplingOptions, generator: torch.Generator) -> list[Image.Image]:

@@ -334,7 +334,7 @@ def test_broken_states_are_one_line(sample: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_tokens": 0}, {"beams": 0}, {"temperature": 0.0}, {"top_p": 1.5}, {"top_k": 5}]
+    "options", [{"max_tokens": 0}, {"beams": 0}, {"temperature": 0.0}, {"top_p": 1.5}, {"top_k": 5}, {"seed": -1}]
 )
 def test_generation_options_out_of_range(options: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):

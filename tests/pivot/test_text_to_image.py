@@ -109,9 +109,13 @@ def test_what_is_masked_of_a_text_changes_nothing(paint: Paint, kind: str) -> No
     assert kind == "resampler" or (other - told[1]).abs().max() > 1e-4
 
 
-def test_a_prompt_that_is_too_long_is_told(paint: Paint) -> None:
+def test_prompts_that_cannot_be_read_are_told(paint: Paint) -> None:
+    model = paint()
     with pytest.raises(ValueError, match=r"the prompt 'ball ball .* has \d+ tokens, the model reads 24; shorten it"):
-        generated(paint(), ["ball " * 30])
+        generated(model, ["ball " * 30])
+    torch.nn.init.constant_(next(model.bridge.parameters()), torch.nan)
+    with pytest.raises(ValueError, match="the bridge gave NaN or infinity: its weights or the text encoder's are"):
+        generated(model, ["ball"])
 
 
 # -- training --------------------------------------------------------------------------------------------------------
