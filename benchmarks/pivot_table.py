@@ -67,7 +67,10 @@ def scenes(result: Mapping[str, Any], ablation: Mapping[str, Any], where: str) -
         for variant, title in READERS.items():
             if (part, variant) == ("paint", "answers_alone"):
                 continue
-            own = (ablation if variant == "answers_alone" else result).get(part, {}).get(variant, {})
+            source = ablation if variant == "answers_alone" else result
+            own = source.get(part, {}).get(variant, {})
+            if own and source["seeds"] != result.get("seeds"):
+                title += f" (seeds {', '.join(map(str, source['seeds']))})"
             cells = [mean(own.get(language, {}).get(metric, {})) for language in SCENES]
             floor = mean(own.get("en", {}).get("mismatched", {}))
             rows.append(

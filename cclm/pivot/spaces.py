@@ -26,27 +26,31 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 @dataclass(frozen=True)
 class SpaceSettings:
     """Pixels, where `vae` is null: `patch` x `patch` of them are one cell of 3 * patch^2 channels, so that a picture of
-    64 pixels is denoised as 16 x 16 x 48. Else the latents of a diffusers autoencoder: its folder, or a pipeline's.
+    64 pixels is denoised as 16 x 16 x 48. With `shrink` the picture is made as many times smaller before, and enlarged
+    when it is painted: soft, and cheaper by the square. Else the latents of a diffusers autoencoder: its folder, or a
+    pipeline's.
 
     `dtype` of the autoencoder, which is frozen: float32, bfloat16 or float16.
     """
 
     vae: str | None = None
     patch: int = 1
+    shrink: int = 1
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.patch < 1:
-            raise ValueError(f"space.patch is {self.patch}; give 1 pixel or more")
-        if self.vae is not None and self.patch != 1:
-            raise ValueError(f"space.patch is {self.patch}, but an autoencoder makes cells of its own; leave patch out")
+        for name, value in (("patch", self.patch), ("shrink", self.shrink)):
+            if value < 1:
+                raise ValueError(f"space.{name} is {value}; give 1 or more")
+            if self.vae is not None and value != 1:
+                raise ValueError(f"space.{name} is {value}, but an autoencoder makes cells of its own; leave it out")
         if self.dtype not in DTYPES:
             raise ValueError(f"space.dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
 
     def build(self) -> Space:
         """Errors: ValueError where there is no such autoencoder."""
         if self.vae is None:
-            return PixelSpace(self.patch)
+            return PixelSpace(self.patch, self.shrink)
         kind = part_config(self.vae, "vae").get("_class_name")
         if kind not in AUTOENCODERS:
             raise ValueError(f"{self.vae}: the autoencoder is of class {kind}; allowed: {', '.join(AUTOENCODERS)}")
@@ -82,17 +86,23 @@ class Space(nn.Module, ABC):
 
 
 class PixelSpace(Space):
-    """Nothing is lost, and nothing learned: pixels, or squares of them side by side as channels."""
+    """Nothing is learned: pixels, or squares of them side by side as channels. Only shrinking loses something."""
 
-    def __init__(self, patch: int) -> None:
+    def __init__(self, patch: int, shrink: int = 1) -> None:
         super().__init__()
-        self.channels, self.factor = 3 * patch**2, patch
+        self.patch, self.shrink = patch, shrink
+        self.channels, self.factor = 3 * patch**2, patch * shrink
 
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return F.pixel_unshuffle(pixels, self.factor)
+        return F.pixel_unshuffle(self._resized(pixels, 1 / self.shrink), self.patch)
 
     def decode(self, cells: Tensor) -> Tensor:
-        return F.pixel_shuffle(cells, self.factor)
+        return self._resized(F.pixel_shuffle(cells, self.patch), self.shrink)
+
+    def _resized(self, pixels: Tensor, scale: float) -> Tensor:
+        if self.shrink == 1:
+            return pixels
+        return F.interpolate(pixels, scale_factor=scale, mode="bicubic", antialias=scale < 1)
 
 
 class LatentSpace(Space):

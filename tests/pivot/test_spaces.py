@@ -30,6 +30,20 @@ def test_pixels_become_cells_and_back() -> None:
     assert isinstance(space, PixelSpace) and not list(space.parameters())
 
 
+def test_a_shrunk_picture_comes_back_softer() -> None:
+    rows = torch.linspace(-1, 1, 64).view(1, 1, 64, 1)
+    smooth = torch.cat([torch.sin(3 * rows * factor).expand(1, 1, 64, 64) for factor in (1, 2, 3)], 1)
+    space = SpaceSettings(patch=8, shrink=2).build()
+    cells = space.encode(smooth, generator())
+    assert cells.shape == (1, 192, 4, 4) and (space.channels, space.factor, space.side(64)) == (192, 16, 4)
+    back = space.decode(cells)
+    assert back.shape == smooth.shape and (back - smooth)[:, :, 2:-2].abs().max() < 0.05
+    edge = torch.ones(1, 3, 64, 64)
+    edge[..., 31:] = -1.0  # in the middle of a pixel of the small picture
+    lost = (space.decode(space.encode(edge, generator())) - edge).abs()
+    assert lost[..., 28:35].max() > 0.3 and lost[..., :24].max() < 0.02
+
+
 def test_latents_are_scaled_and_drawn_from_the_generator(folder: Path) -> None:
     space, pixels = SpaceSettings(str(folder)).build(), torch.rand(2, 3, 16, 16) * 2 - 1
     assert isinstance(space, LatentSpace) and (space.channels, space.factor) == (4, 2)
@@ -91,8 +105,10 @@ def test_mixed_precision_does_not_reach_the_autoencoder(folder: Path) -> None:
 
 def test_what_is_wrong_is_told_in_one_line(folder: Path, tmp_path: Path) -> None:
     for settings, told in (
-        ({"patch": 0}, "give 1 pixel or more"),
-        ({"vae": str(folder), "patch": 2}, "leave patch out"),
+        ({"patch": 0}, "space.patch is 0; give 1 or more"),
+        ({"vae": str(folder), "patch": 2}, "space.patch is 2, but an autoencoder makes cells of its own; leave it out"),
+        ({"shrink": 0}, "space.shrink is 0; give 1 or more"),
+        ({"vae": str(folder), "shrink": 2}, "space.shrink is 2, but an autoencoder"),
         ({"dtype": "half"}, "choose one of float32"),
         ({"vae": str(tmp_path)}, "no vae in .*; give a diffusers pipeline's folder"),
         ({"vae": "data/nowhere"}, "no vae in data/nowhere"),
