@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -123,7 +124,10 @@ def _keep_freed_memory() -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return printable(" ".join(str(error).split())) or type(error).__name__
+    text = " ".join(str(error).split())
+    # How jsonargparse passes on what settings that may be null have refused.
+    refused = re.search(r"the Union subtypes .*? Errors: - (.+?) - Expected", text)
+    return printable(refused[1] if refused else text) or type(error).__name__
 
 
 def _run(arguments: list[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cclm.cli import main
 from cclm.pivot.fingerprints import agree
 from cclm.pivot.spaces import LatentSpace, PixelSpace, SpaceSettings
 from tests.pivot.tiny_diffusion import another_autoencoder, sana, stable_diffusion
@@ -119,3 +120,11 @@ def test_what_is_wrong_is_told_in_one_line(folder: Path, tmp_path: Path) -> None
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="change image_size to a multiple of 4"):
         SpaceSettings(patch=4).build().side(30)
+
+
+def test_a_config_with_such_a_space_is_one_line_of_ours(capsys: pytest.CaptureFixture) -> None:
+    config = Path(__file__).parents[2] / "configs" / "pivot" / "emoji_paint.yaml"
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(config), "--model.network.space.shrink", "0"])
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "space.shrink is 0; give 1 or more" in told and "Union" not in told
