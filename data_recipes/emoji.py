@@ -12,6 +12,7 @@ Size: 7,013 pictures of 1,904 emoji, drawn by resvg-py on white: 35 MB as PNG, i
 Splits: `train` holds pictures of three styles with their English name alone, so that the other 19 languages provably
 never meet a picture; `names` the same concepts' names in all languages, without pictures; `test` the pictures of the
 style that is never trained on, with names in all languages. Variants that differ in skin tone only are left out.
+Pictures may be limited to Unicode's categories (Animals & Nature, Food & Drink ..), as twemoji's package tells them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 LANGUAGES = tuple("en de fr es cs ru tr ar hi zh ja id ko pt it vi sw bn ta th".split())
 STYLES = ("noto", "twemoji", "openmoji", "fluent-emoji-flat")
+CATEGORISED = "twemoji"  # all packages tell categories, this one those of most emoji
 # Versions are pinned so that the same corpus comes out everywhere.
 NAMES = {"cldr-annotations-full": "48.2.0", "cldr-annotations-derived-full": "48.2.0"}
 PICTURES = {"noto": "1.2.9", "twemoji": "1.2.5", "openmoji": "1.2.29", "fluent-emoji-flat": "1.2.6"}
@@ -140,6 +142,32 @@ def read_style(name: str, source: Path) -> ArtStyle:
     return ArtStyle(name, icons["icons"], emoji, icons["width"])
 
 
+def read_categories(source: Path) -> dict[str, frozenset[str]]:
+    """Category -> its emoji, of all that are named."""
+    path = archive(f"@iconify-json/{CATEGORISED}", source)
+    with opened(path) as tar:
+        categories = member(tar, path, "package/metadata.json")["categories"]
+        characters = member(tar, path, "package/chars.json")
+    emoji: dict[str, set[str]] = {}
+    for codes, icon in characters.items():
+        plain = normalised(codes.split("-"))
+        if plain is not None:
+            emoji.setdefault(icon, set()).add(plain)
+    return {
+        category: frozenset().union(*(emoji.get(icon, ()) for icon in icons)) for category, icons in categories.items()
+    }
+
+
+def of_categories(names: str, source: Path) -> frozenset[str]:
+    """The emoji of some categories, named with commas between. Errors: ValueError for one that is not there."""
+    there = read_categories(source)
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in there:
+            raise ValueError(f"emoji: no category {name!r}: choose among {', '.join(sorted(there))}")
+    return frozenset().union(*(there[name] for name in wanted))
+
+
 def draw(style: ArtStyle, emoji: str, size: int) -> bytes | None:
     """The picture as PNG; None where the drawing is broken or wants a file or font from outside."""
     import resvg_py
@@ -155,10 +183,16 @@ def draw(style: ArtStyle, emoji: str, size: int) -> bytes | None:
 
 
 def records(
-    source: Path, *, test_style: str = "fluent-emoji-flat", train_style: str = "", size: int = 128
+    source: Path,
+    *,
+    test_style: str = "fluent-emoji-flat",
+    train_style: str = "",
+    categories: str = "",
+    size: int = 128,
 ) -> Iterator[tuple[str, Record]]:
     """Yield (split, record). `test_style` is the art style held out for testing, `train_style` the only one to train on
-    (none: all the others), `size` a picture's side in pixels.
+    (none: all the others), `categories` those of the pictures, with commas between (none: all), `size` a picture's side
+    in pixels.
     """
     for option, style in (("test_style", test_style), ("train_style", train_style or STYLES[0])):
         if style not in STYLES:
@@ -171,6 +205,7 @@ def records(
         raise ValueError("emoji: resvg-py, which draws the pictures, is missing: pip install resvg-py") from None
     names = read_names(source)
     styles = [read_style(name, source) for name in STYLES]
+    wanted = of_categories(categories, source) if categories else frozenset(names)
     drawn = sorted(emoji for emoji in names if any(emoji in style.emoji for style in styles))
     for emoji in drawn:
         yield "names", Record(key=f"name-{emoji}", parallel=names[emoji])
@@ -179,7 +214,7 @@ def records(
             continue
         split = "test" if style.name == test_style else "train"
         languages = LANGUAGES if split == "test" else ("en",)
-        ours = [emoji for emoji in drawn if emoji in style.emoji]
+        ours = [emoji for emoji in drawn if emoji in style.emoji and emoji in wanted]
         broken = 0
         for emoji in ours:
             picture = draw(style, emoji, size)

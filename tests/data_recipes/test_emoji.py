@@ -30,8 +30,11 @@ def pack(source: Path, package: str, members: dict[str, Any]) -> None:
 
 
 def pack_style(source: Path, style: str, icons: dict[str, str], side: int) -> None:
-    """`icons`: emoji -> SVG body."""
-    members = {
+    """`icons`: emoji -> SVG body. Flags are of a category of their own."""
+    flags = [f"icon-{code}" for code in icons if code == FLAG]
+    categories = {"Animals & Nature": [f"icon-{code}" for code in icons if code in (CAT, DOG)], "Flags": flags}
+    members: dict[str, Any] = {
+        "metadata.json": {"categories": categories},
         "chars.json": {code: f"icon-{code}" for code in icons},
         "icons.json": {"width": side, "icons": {f"icon-{code}": {"body": body} for code, body in icons.items()}},
     }
@@ -120,6 +123,16 @@ def test_one_style_alone_can_be_trained_on(packages: Path) -> None:
         list(emoji.records(packages, train_style="fluent-emoji-flat"))
     with pytest.raises(ValueError, match=r"no art style train_style='nato': choose one of noto, "):
         list(emoji.records(packages, train_style="nato"))
+
+
+def test_pictures_of_some_categories_alone(packages: Path) -> None:
+    found = list(emoji.records(packages, categories="Flags"))
+    assert [record.key for split, record in found if split != "names"] == ["twemoji-1f1eb-1f1f7"]
+    assert len([split for split, _ in found if split == "names"]) == 4  # texts of all
+    both = list(emoji.records(packages, categories="Animals & Nature, Flags"))
+    assert {record.key.split("-", 1)[1] for split, record in both if split == "train"} == {CAT, FLAG, DOG}
+    with pytest.raises(ValueError, match=r"no category 'Animals': choose among Animals & Nature, Flags"):
+        list(emoji.records(packages, categories="Animals,Flags"))
 
 
 def test_missing_npm_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
