@@ -172,7 +172,7 @@ def planned() -> tuple[Plan, bool]:
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="some of these")
     parser.add_argument("--beams", type=int, default=4)
-    parser.add_argument("--precision", default="32-true", help="bf16-mixed is twice as fast where processors have it")
+    parser.add_argument("--precision", help="bf16-mixed is twice as fast where processors have it")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
     given = parser.parse_args()
     if unknown := set(given.variants.split(",")) - set(VARIANTS):
@@ -180,7 +180,8 @@ def planned() -> tuple[Plan, bool]:
     seeds, variants = tuple(map(int, given.seeds.split(","))), tuple(given.variants.split(","))
     if given.smoke:
         return smoke_plan(seeds, variants, given.beams), True
-    return Plan(RUNS, seeds, variants, DATA, given.beams, {"trainer.precision": given.precision}), False
+    changes = {"trainer.precision": given.precision} if given.precision else {}
+    return Plan(RUNS, seeds, variants, DATA, given.beams, changes), False
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ def run(given: Namespace) -> None:
     about = {"sha256": pretrained_hash(given.model), **asdict(given.sampling)}
     kept = Kept.at(output.with_name(f"{output.stem}_pictures"), prompts, painting, about) if given.keep else None
     with progress_bar(None) as bar:
-        painted = paint(prompts, _painter(model, given.sampling, device, bar), painting, kept)
+        painted = paint(prompts, _painter(model, given.sampling, bar), painting, kept)
     notes = model.notes
     met = Met(frozenset(notes.languages), frozenset(notes.translated))
     report = judge_pictures(prompts, painted, judge, EmbeddingFeatures(features), judging, met)
@@ -102,14 +102,14 @@ def _opened(name: str, given: Namespace, device: torch.device) -> System:
     return open_system(name, ModelOptions(device, given.encoding))
 
 
-def _painter(model: TextToImage, sampling: SamplingOptions, device: torch.device, bar: Progress) -> Painter:
+def _painter(model: TextToImage, sampling: SamplingOptions, bar: Progress) -> Painter:
     """The model, as evaluations ask for pictures; tells the bar how far it is."""
     import torch
 
     task = bar.add_task("painting", total=None)
 
     def paint(texts: Sequence[str], language: str, seed: int) -> list[Image.Image]:
-        pictures = model.generate(texts, sampling, torch.Generator(device).manual_seed(seed))
+        pictures = model.generate(texts, sampling, torch.Generator().manual_seed(seed))  # on any device the same
         bar.advance(task, len(pictures))
         return pictures
 
