@@ -73,13 +73,14 @@ def _sines(places: Tensor, width: int, period: float) -> Tensor:
 class BridgeSettings:
     """What a bridge is.
 
-    `mlp`: for each state by itself, `depth` linear layers with GELU between them. `linear`: one without bias, as
+    `mlp`: for each state by itself, `depth` linear layers with GELU between them. `mean`: the same for the mean of all
+    states, which is what a contrastive loss aligns and needs no attention to be found. `linear`: one without bias, as
     VisCPM's for pictures to be painted. `resampler`: `states` learned queries read all states, with their positions,
     through `depth` blocks of ours; `qformer`: the same by transformers' Blip2QFormerModel, without positions, as
     published. `width` of the layers within, None for that of the reading model.
     """
 
-    kind: Literal["mlp", "linear", "resampler", "qformer"] = "resampler"
+    kind: Literal["mlp", "mean", "linear", "resampler", "qformer"] = "resampler"
     states: int = 64
     depth: int = 2
     heads: int = 8
@@ -99,7 +100,8 @@ class BridgeSettings:
 
     def count(self, length: int) -> int:
         """How many states N a bridge makes of `length` L."""
-        return self.states if issubclass(_KINDS[self.kind], _Queries) else length
+        kind = _KINDS[self.kind]
+        return self.states if issubclass(kind, _Queries) else 1 if kind is MeanBridge else length
 
     def build(self, source: Source, width: int, norm: float | None = None) -> Bridge:
         """A new bridge from `source` to states of `width` D, each of length `norm` (None: the root of D).
@@ -177,6 +179,22 @@ class MLPBridge(_StateByState):
         return self.layers(states)
 
 
+class MeanBridge(MLPBridge):
+    """One state, of the mean of those that are not masked."""
+
+    def states(self, length: int) -> int:
+        return 1
+
+    def seen(self, mask: Tensor) -> Tensor:
+        return mask.any(1, keepdim=True)
+
+    def read(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return super().read(states.mean(1, keepdim=True), None)
+        weight = mask.unsqueeze(-1).to(states.dtype)  # (I, L, 1)
+        return super().read((states * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1), None)
+
+
 class _Queries(Bridge):
     """A bridge of learned queries, which read what is not masked and say something all."""
 
@@ -241,4 +259,4 @@ class QFormer(_Queries):
         return read.last_hidden_state  # (I, N, C)
 
 
-_KINDS = {"mlp": MLPBridge, "linear": LinearBridge, "resampler": Resampler, "qformer": QFormer}
+_KINDS = {"mlp": MLPBridge, "mean": MeanBridge, "linear": LinearBridge, "resampler": Resampler, "qformer": QFormer}
