@@ -30,7 +30,9 @@ from cclm.evaluation.adapters.open import model_hash
 from cclm.evaluation.generation import HEADLINE, GenerationReport
 from cclm.storage import pretrained_hash, whole_file
 
-DATA, LANGUAGES = "data/emoji", ("en", "de", "fr", "tr", "ar", "zh")
+LANGUAGES = ("en", "de", "fr", "tr", "ar", "zh")
+DATA, PICTURES = "data/emoji", "data/emoji_things"  # what judge and language models learn; what is painted
+THINGS = '{train_style: twemoji, categories: "Animals & Nature, Food & Drink, Activities"}'
 TOKENIZER = "data/emoji_lm_tokenizer"
 LANGUAGE_MODELS = {  # variant -> config
     "aligned": "configs/pivot/emoji_lm.yaml",
@@ -66,6 +68,8 @@ class Plan:
 def prepare(judge: str) -> Path:
     """The data, and the retrieval model that judges; its folder."""
     built(DATA, "data", "build", "emoji", "--source", "data/emoji_packages", "--output", DATA)
+    things = ("--source", "data/emoji_packages", "--output", PICTURES, f"--options={THINGS}")
+    built(PICTURES, "data", "build", "emoji", *things)
     names = ("data", "tokenizer", f"--data=[{DATA}/names]", "--lowercase=true")
     built(TOKENIZER, *names, f"--output={TOKENIZER}", "--vocab_size=8000", "--language_model=true")
     folder = JUDGES[judge] / "pretrained"
@@ -81,7 +85,7 @@ def measure(plan: Plan) -> dict[str, list[GenerationReport]]:
     for seed, variant in itertools.product(plan.seeds, LANGUAGE_MODELS):
         model, output = fitted(plan.painting(variant, seed), plan.runs), plan.report(variant, seed)
         if not _measured(output, model, plan, seed):
-            given = {"--model": model, "--judge": plan.judge, "--data": f"{DATA}/test", "--seed": seed}
+            given = {"--model": model, "--judge": plan.judge, "--data": f"{PICTURES}/test", "--seed": seed}
             given |= {"--languages": ",".join(LANGUAGES), "--output": output}
             arguments = [str(part) for pair in given.items() for part in pair]
             cclm("evaluate", "generation", *arguments, *plan.options, "--keep")

@@ -133,6 +133,25 @@ def test_two_pictures_have_an_order(build: Build) -> None:
     assert adapter.likeliest(pairs, asked, wording.prompt, answers) == scores.argmax(1).tolist()
 
 
+def test_a_picture_is_seen_once_for_captions_in_all_languages(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = build(), 0
+    made.processor.template = "<image><2{code}>"
+    plain = made.model.image_encoder.forward
+
+    def counted(pixels: torch.Tensor) -> torch.Tensor:
+        nonlocal seen
+        seen += len(pixels)
+        return plain(pixels)
+
+    monkeypatch.setattr(made.model.image_encoder, "forward", counted)
+    adapter, pictures = prompted(made), [picture(number) for number in range(5)]
+    told = {language: adapter.describe(pictures, language) for language in ("en", "de")}
+    assert seen == 5
+    some = [pictures[3], picture(7), pictures[0]]
+    assert adapter.describe(some, "de")[::2] == [told["de"][3], told["de"][0]] and seen == 6
+    assert prompted(made).describe(pictures, "en") == told["en"] and seen == 11
+
+
 def test_models_with_tags_are_asked_as_they_were_trained(build: Build, tmp_path: Path) -> None:
     processor = build().processor
 

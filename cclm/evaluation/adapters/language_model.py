@@ -105,6 +105,7 @@ class Prompted:
 
     def __init__(self, model: VisualLanguageModel, options: PromptOptions) -> None:
         self.model, self.processor, self.options = model, model.processor, options
+        self._last: list[tuple[Image.Image, Tensor]] = []  # pictures that were described, and their states
 
     @property
     def template(self) -> str:
@@ -122,13 +123,20 @@ class Prompted:
     def describe(self, images: Images, language: str) -> list[str]:
         asked = self.processor.prompt(self.template, language, pictures=1)
         written: list[str] = []
-        for some in batches(images, self.options.batch):
-            states = self._states(some)
+        for some in batches(self._described(images), self.options.batch):
             with inference(self.model, self.options.encoding) as device:
                 prompts = self.processor.prompts([asked] * len(some), left=True).to(device)
-                rows = self.model.generate(StatesInput(states), prompts, self.options.generation)
+                rows = self.model.generate(StatesInput(torch.stack(some)), prompts, self.options.generation)
             written += self.processor.decode(rows)
         return written
+
+    def _described(self, images: Images) -> list[Tensor]:
+        """States (1 + L, W) of each. Pictures are described in one language after another, and seen but once."""
+        known = {id(image): states for image, states in self._last}
+        for some in batches([image for image in images if id(image) not in known], self.options.batch):
+            known |= zip(map(id, some), self._states(some), strict=True)
+        self._last = [(image, known[id(image)]) for image in images]  # as long as a picture lives, its id is its own
+        return [states for _, states in self._last]
 
     def pooled(self, images: Images) -> Tensor:
         """(N, W) of unit norm, on the CPU: the mean of what the image encoder sees of each picture."""
