@@ -7,6 +7,7 @@ end by the same configuration, so that a benchmark that was cut goes on where it
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -79,10 +80,10 @@ def asked(arguments: tuple[str, ...]) -> str:
 
 
 def configured(folder: Path) -> str:
-    """The configuration of the last training in a folder; nothing where it is not kept."""
+    """The configuration of the last training in a folder, resumed or not; nothing where it is not kept."""
     found = list(folder.glob("lightning_logs/version_*/config_of_run.yaml"))
     last = max(found, key=lambda path: int(path.parent.name.removeprefix("version_")), default=None)
-    return last.read_text(encoding="utf-8") if last else ""
+    return re.sub(r"(?m)^ckpt_path: .*$", "ckpt_path: null", last.read_text(encoding="utf-8")) if last else ""
 
 
 def noted(folders: Sequence[Path]) -> dict[str, list[Any]]:

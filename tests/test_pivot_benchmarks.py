@@ -99,7 +99,10 @@ def test_a_folder_is_taken_only_where_it_was_trained_as_asked(runs: ModuleType, 
     run = runs.Run("lm", "configs/pivot/scenes_lm.yaml", 3, {"trainer.max_steps": 2})
     folder = run.folder(tmp_path)
     arguments = ["--config", run.config, f"--trainer.default_root_dir={folder}", "--seed_everything=3"]
-    for number, told in ((9, "another"), (10, runs.asked((*arguments, "--trainer.max_steps=2")))):  # the last counts
+    wanted = runs.asked((*arguments, "--trainer.max_steps=2"))
+    resumed = wanted.replace("ckpt_path: null", "ckpt_path: last.ckpt")
+    assert resumed != wanted
+    for number, told in ((9, "another"), (10, resumed)):  # the last counts
         logs = folder / "lightning_logs" / f"version_{number}"
         logs.mkdir(parents=True)
         (logs / "config_of_run.yaml").write_text(told)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cclm.data.batches import StreamConfig
 from cclm.objectives.base import EncodedPair
 from cclm.objectives.contrastive import Contrastive
-from cclm.pivot.language_model import LanguageModel, LanguageModelSettings, LayerEncoder, layer_view
+from cclm.pivot.language_model import IGNORED, LanguageModel, LanguageModelSettings, LayerEncoder, layer_view
 from cclm.pivot.processor import PivotProcessor, PivotProcessorSettings
 from cclm.training.base import System
 from cclm.training.datamodule import LoaderSettings, StreamDataModule
@@ -57,14 +57,16 @@ class LanguageModelSystem(System):
         network: LanguageModelSettings,
         streams: list[str],
         alignment: AlignmentSettings | None = None,
+        whole: bool = False,
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 (frozen)
         weights: dict[str, float] | None = None,
         seed: int = 0,
     ) -> None:
         """`streams`: names of those in data.streams that have a prompt. `weights`: "stream/answers" or
-        "stream/contrastive" -> factor of that loss, else 1.
+        "stream/contrastive" -> factor of that loss, else 1. `whole`: prompts are learned as well as their answers,
+        which a model from scratch gains from: it gets to know every sentence on both sides of a translation.
         """
-        self.alignment = alignment
+        self.alignment, self.whole = alignment, whole
         if alignment:
             alignment.check(streams)
         aligned = alignment.streams if alignment else []
@@ -112,7 +114,9 @@ class LanguageModelSystem(System):
             return {CONTRASTIVE: self._alignment_loss(batch)}
         prompts = batch.prompts
         embeds = self.model.embed(prompts.input_ids)
-        return {ANSWERS: self.model.loss(embeds, prompts.attention_mask, prompts.labels)}
+        ids, mask = prompts.input_ids, prompts.attention_mask
+        labels = ids.where(mask, IGNORED) if self.whole else prompts.labels
+        return {ANSWERS: self.model.loss(embeds, mask, labels)}
 
     def _alignment_loss(self, batch: PairBatch) -> Tensor:
         """The mean over the layers; the model reads each side once."""

@@ -19,7 +19,9 @@ from cclm.data.shards import write_shards
 from cclm.data.tokenizer import train_tokenizer
 from cclm.pivot.generation import GenerationOptions
 from cclm.pivot.language_model import LanguageModelSettings
-from cclm.pivot.processor import PivotProcessor
+from cclm.pivot.processor import PivotProcessor, PivotProcessorSettings
+from cclm.training.language_model import LanguageModelSystem
+from cclm.types import PromptBatch
 from tests.data.conftest import WORDS, sentence, text_records
 from tests.pivot.cards import arguments, block, checked
 from tests.training.conftest import changed
@@ -140,6 +142,23 @@ def test_a_new_model_learns_to_translate_and_is_a_plain_folder(fit: Callable[...
     ours = LanguageModelSettings(str(folder / "model")).build(len(tokenizer), 0, 2, 1).eval()
     (again,) = ours.generate(ours.embed(ids), torch.ones_like(ids).bool(), GenerationOptions(max_tokens=8))
     assert again == written[: len(again)]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_prompts_are_learned_where_they_are_to_be(data: Path, whole: bool) -> None:
+    """Beside transformers' own loss, of the answers or of all that is no padding."""
+    network = LanguageModelSettings(config={"model_type": "llama"} | GEOMETRIES["llama"])
+    system = LanguageModelSystem(PivotProcessorSettings(str(data / "tokenizer")), network, ["captions"], whole=whole)
+    processor = system.processor
+    asked = [processor.prompt(PROMPT, "de", sentence("en", number)) for number in (3, 14)]
+    answers = processor.answers([sentence("de", 3), f"{sentence('de', 14)} {sentence('de', 5)}"])
+    prompts = processor.prompts(asked, answers)
+    learned = prompts.input_ids.where(prompts.attention_mask, -100) if whole else prompts.labels
+    assert (learned == -100).any() and int((learned != -100).sum()) == sum(map(len, answers + whole * asked))
+    batch = PromptBatch("captions", prompts, ("3", "14"))
+    (loss,) = system.stream_losses("captions", batch, torch.Generator()).values()
+    wanted = system.model.plain(prompts.input_ids, attention_mask=prompts.attention_mask.long(), labels=learned).loss
+    assert torch.allclose(loss, wanted, atol=1e-5)
 
 
 def test_alignment_brings_states_of_translations_together(fit: Callable[..., Path]) -> None:
