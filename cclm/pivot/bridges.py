@@ -6,6 +6,7 @@ reading model's width, C the bridge's own width.
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -73,11 +74,11 @@ def _sines(places: Tensor, width: int, period: float) -> Tensor:
 class BridgeSettings:
     """What a bridge is.
 
-    `mlp`: for each state by itself, `depth` linear layers with GELU between them. `mean`: the same for the mean of all
-    states, which is what a contrastive loss aligns and needs no attention to be found. `linear`: one without bias, as
-    VisCPM's for pictures to be painted. `resampler`: `states` learned queries read all states, with their positions,
-    through `depth` blocks of ours; `qformer`: the same by transformers' Blip2QFormerModel, without positions, as
-    published. `width` of the layers within, None for that of the reading model.
+    `mlp`: for each state by itself, `depth` linear layers with GELU between them. `mean`: the same of the mean of all
+    states, to `states` new ones; the mean is what a contrastive loss aligns, and needs no attention to be found.
+    `linear`: one layer without bias, as VisCPM's for pictures to be painted. `resampler`: `states` learned queries read
+    all states, with their positions, through `depth` blocks of ours; `qformer`: the same by transformers'
+    Blip2QFormerModel, without positions, as published. `width` of the layers within, None for the reading model's.
     """
 
     kind: Literal["mlp", "mean", "linear", "resampler", "qformer"] = "resampler"
@@ -100,8 +101,7 @@ class BridgeSettings:
 
     def count(self, length: int) -> int:
         """How many states N a bridge makes of `length` L."""
-        kind = _KINDS[self.kind]
-        return self.states if issubclass(kind, _Queries) else 1 if kind is MeanBridge else length
+        return self.states if issubclass(_KINDS[self.kind], _Queries | MeanBridge) else length
 
     def build(self, source: Source, width: int, norm: float | None = None) -> Bridge:
         """A new bridge from `source` to states of `width` D, each of length `norm` (None: the root of D).
@@ -179,20 +179,28 @@ class MLPBridge(_StateByState):
         return self.layers(states)
 
 
-class MeanBridge(MLPBridge):
-    """One state, of the mean of those that are not masked."""
+class MeanBridge(Bridge):
+    """A number of states of the mean of those that are not masked; each has a name of its own, by which it is found."""
+
+    def __init__(self, settings: BridgeSettings, source: Source, width: int, norm: float) -> None:
+        inner = settings.width or width
+        super().__init__(source, inner, width, norm)
+        self.count = settings.states
+        sizes = [source.width, *[inner] * (settings.depth - 1), self.count * inner]
+        layers = [(nn.Linear(a, b), nn.GELU(), nn.Dropout(settings.dropout)) for a, b in itertools.pairwise(sizes)]
+        self.layers = nn.Sequential(*(part for layer in layers for part in layer))
+        self.names = nn.Parameter(torch.randn(self.count, inner))  # (N, C)
 
     def states(self, length: int) -> int:
-        return 1
+        return self.count
 
     def seen(self, mask: Tensor) -> Tensor:
-        return mask.any(1, keepdim=True)
+        return mask.any(1, keepdim=True).expand(-1, self.count)
 
     def read(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None:
-            return super().read(states.mean(1, keepdim=True), None)
-        weight = mask.unsqueeze(-1).to(states.dtype)  # (I, L, 1)
-        return super().read((states * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1), None)
+        weight = torch.ones_like(states[..., :1]) if mask is None else mask.unsqueeze(-1).to(states.dtype)  # (I, L, 1)
+        mean = (states * weight).sum(1) / weight.sum(1).clamp(min=1)  # (I, W)
+        return self.layers(mean).unflatten(1, (self.count, -1)) + self.names  # (I, N, C)
 
 
 class _Queries(Bridge):
