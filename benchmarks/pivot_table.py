@@ -116,10 +116,11 @@ def emoji(result: Mapping[str, Any], where: str) -> list[str]:
     lines = [
         "",
         "Emoji art from English names, asked for in five other languages: R-precision@10 of 100, % (chance 10), by the",
-        "retrieval model of `emoji.yaml`. Painters have met all names, in three styles; real pictures are of a fourth.",
-        "Kept: the worst language's share of English above mismatched names. All seeds share one language model; the",
+        "retrieval model of `emoji.yaml`. Painters have met all names, of animals, food and activities, in one style;",
+        "real pictures are of another. Kept: the worst language's share of English above mismatched names. All seeds",
     ]
-    lines += [f"control's has only learned to repeat English names, in fewer steps. {where}".rstrip()]
+    lines += ["share one language model; the control's has only learned to repeat English names, in fewer steps."]
+    lines += [where] if where else []
     head = ["language model", *EMOJI, "worst of others / en", "kept", "real pictures", "aim"]
     rows = []
     for variant, title in (("aligned", "20 languages, aligned"), ("control", READERS["control"])):
