@@ -30,6 +30,13 @@ def processor_name() -> str:
     return names[0] if names else platform.processor()
 
 
+def accelerator() -> str | None:
+    """The GPU, where torch sees one."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def commit() -> str:
     """The commit that ran, with a + where the working tree differs from it in what is measured."""
     folder = RESULTS.parent.parent
@@ -40,9 +47,12 @@ def commit() -> str:
 
 def facts(**versions: str) -> dict[str, Any]:
     """Date, machine, versions and commit; the load tells whether something else was running."""
+    machine = {"processor": processor_name(), "cores": os.cpu_count(), "load_1min": round(os.getloadavg()[0], 2)}
+    if name := accelerator():
+        machine["accelerator"] = name
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"processor": processor_name(), "cores": os.cpu_count(), "load_1min": round(os.getloadavg()[0], 2)},
+        "machine": machine,
         "versions": {"python": platform.python_version(), **versions},
         "commit": commit(),
     }

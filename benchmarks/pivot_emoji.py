@@ -1,6 +1,7 @@
 """Emoji painted from English names alone: do prompts in five other languages give the same pictures?
 
-OMP_NUM_THREADS=1 python benchmarks/pivot_emoji.py            # hours on one core; goes on where it was stopped
+OMP_NUM_THREADS=1 python benchmarks/pivot_emoji.py            # goes on where it was stopped
+python benchmarks/pivot_emoji.py --data.loader.workers=2      # any option of `cclm fit`, for all trainings
 python benchmarks/pivot_emoji.py --smoke                      # a few steps of everything, nothing written
 
 Trains what is missing by `cclm fit`: a language model of names in 20 languages and one of English names alone, the
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 from machine import RESULTS, facts, write
-from pivot_runs import Run, built, cclm, fitted, noted, over_seeds, trained
+from pivot_runs import Run, built, cclm, fitted, further, noted, over_seeds, trained
 
 from cclm.evaluation.adapters.open import model_hash
 from cclm.evaluation.generation import HEADLINE, GenerationReport
@@ -135,12 +136,15 @@ def planned() -> tuple[Plan, bool]:
     parser.add_argument("--prompts", type=int, default=300, help="in galleries of 100")
     parser.add_argument("--judge", default="emoji", choices=JUDGES, help="emoji is trained in minutes")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
-    given = parser.parse_args()
+    given, others = parser.parse_known_args()
     seeds, judge = tuple(map(int, given.seeds.split(","))), prepare(given.judge)
     if given.smoke:
         folder = Path(tempfile.mkdtemp(prefix="pivot_emoji_"))
         return Plan(folder, seeds[:1], judge, ("--prompts=12", "--sampling.steps=2"), dict(SMOKE), folder), True
-    return Plan(Path("runs/pivot_emoji"), seeds, judge, (f"--prompts={given.prompts}",)), False
+    try:
+        return Plan(Path("runs/pivot_emoji"), seeds, judge, (f"--prompts={given.prompts}",), further(others)), False
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def main() -> None:
@@ -154,6 +158,7 @@ def main() -> None:
         "protocol": reports["aligned"][0].protocol,
         **{variant: summary(found) for variant, found in reports.items()},
         "judge": str(plan.judge),
+        "changes": plan.changes,
         "trainings": {
             variant: noted([plan.painting(variant, seed).folder(plan.runs) for seed in plan.seeds])
             for variant in LANGUAGE_MODELS

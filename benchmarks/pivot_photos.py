@@ -1,6 +1,7 @@
 """Vision learned from English captions alone: are photographs captioned in German, French, Czech and Portuguese?
 
-OMP_NUM_THREADS=1 python benchmarks/pivot_photos.py           # hours on one core; goes on where it was stopped
+OMP_NUM_THREADS=1 python benchmarks/pivot_photos.py           # goes on where it was stopped
+python benchmarks/pivot_photos.py --data.loader.workers=2     # any option of `cclm fit`, for all trainings
 python benchmarks/pivot_photos.py --smoke                     # a few steps of everything, nothing written
 
 Trains what is missing by `cclm fit`, one after another: for each seed a model on a frozen language model of five
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 from machine import RESULTS, facts, write
-from pivot_runs import ROOT, Run, built, cclm, fitted, noted, over_seeds, trained
+from pivot_runs import ROOT, Run, built, cclm, fitted, further, noted, over_seeds, trained
 
 from cclm.data.shards import read_records, write_shards
 from cclm.evaluation.adapters.open import model_hash
@@ -172,16 +173,17 @@ def planned() -> tuple[Plan, bool]:
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="some of these")
     parser.add_argument("--beams", type=int, default=2)
-    parser.add_argument("--precision", help="bf16-mixed is twice as fast where processors have it")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
-    given = parser.parse_args()
+    given, others = parser.parse_known_args()
     if unknown := set(given.variants.split(",")) - set(VARIANTS):
         parser.error(f"--variants: no {unknown.pop()!r}; choose among {', '.join(VARIANTS)}")
     seeds, variants = tuple(map(int, given.seeds.split(","))), tuple(given.variants.split(","))
     if given.smoke:
         return smoke_plan(seeds, variants, given.beams), True
-    changes = {"trainer.precision": given.precision} if given.precision else {}
-    return Plan(RUNS, seeds, variants, DATA, given.beams, changes), False
+    try:
+        return Plan(RUNS, seeds, variants, DATA, given.beams, further(others)), False
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def main() -> None:
@@ -204,7 +206,7 @@ def main() -> None:
         "seeds": list(plan.seeds),
         "language_models": "one for all seeds",
         "beams": plan.beams,
-        "precision": plan.changes.get("trainer.precision", "32-true"),
+        "changes": plan.changes,
         "variants": {variant: summary(own) for variant, own in reports.items()},
         "pictures": {
             language: {kind: own["pictures"] for kind, own in kinds.items()}

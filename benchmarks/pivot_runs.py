@@ -18,12 +18,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from machine import commit
+from machine import accelerator, commit, processor_name
 
 from cclm.storage import whole_file
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTE = "trained.json"  # beside the pretrained folder: for how long, at which commit
+NOTE = "trained.json"  # beside the pretrained folder: for how long, on what, at which commit
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def trained(config: str, folder: Path, changes: Mapping[str, Any]) -> Path:
     if not (folder / "pretrained").is_dir():
         start = time.perf_counter()
         cclm("fit", *arguments)
-        note = {"seconds": round(time.perf_counter() - start), "commit": commit()}
+        note = {"seconds": round(time.perf_counter() - start), "device": device(), "commit": commit()}
         with whole_file(folder / NOTE) as partial:
             partial.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     elif configured(folder) != asked(arguments):
@@ -87,10 +87,23 @@ def configured(folder: Path) -> str:
 
 
 def noted(folders: Sequence[Path]) -> dict[str, list[Any]]:
-    """Seconds and commit of the training of each folder; None of those trained by hand."""
+    """Seconds, device and commit of the training of each folder; None of those trained by hand."""
     notes = [folder / NOTE for folder in folders]
     told = [json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {} for note in notes]
-    return {name: [each.get(name) for each in told] for name in ("seconds", "commit")}
+    return {name: [each.get(name) for each in told] for name in ("seconds", "device", "commit")}
+
+
+def device() -> str:
+    """What `accelerator: auto` trains on."""
+    return accelerator() or processor_name()
+
+
+def further(given: Sequence[str]) -> dict[str, str]:
+    """`--key=value` options that a benchmark hands on to every training. Errors: ValueError for anything else."""
+    for option in given:
+        if not re.fullmatch(r"--[\w.]+=.+", option):
+            raise ValueError(f"{option!r} is no option; those of `cclm fit` are --key=value")
+    return dict(option.removeprefix("--").split("=", 1) for option in given)
 
 
 def built(folder: str, *arguments: str) -> None:

@@ -47,7 +47,7 @@ ALIGNED = {
 
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pivot"
-PARAMETERS = {"scenes_lm": (240, 865_408), "photos_lm": (6000, 4_075_200)}  # by the tokenizers that their heads name
+PARAMETERS = {"scenes_lm": (240, 865_408), "photos_lm": (6000, 6_285_568)}  # by the tokenizers that their heads name
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*_lm*.yaml")), ids=lambda path: path.stem)
