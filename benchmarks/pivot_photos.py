@@ -61,13 +61,21 @@ class Plan:
     shared: Path = Path("runs")
     cache: Path | None = None  # of states of photographs; the configs' own
 
+    def language_model(self, stages: Sequence[str]) -> Path:
+        """The folder of the last stage; those before it are trained only where it is not there."""
+        *before, last = stages
+        folder = self.shared / last
+        changes = dict(self.changes)
+        if before:
+            changes["model.network.pretrained"] = self.shared / before[-1] / "pretrained"
+            if not (folder / "pretrained").is_dir():
+                self.language_model(before)
+        return trained(f"configs/pivot/{last}.yaml", folder, changes)
+
     def run(self, variant: str, seed: int) -> Run:
         """Errors: SystemExit where a language model that is not there fails to train."""
         config, stages = VARIANTS[variant]
-        place, before = Path(), {}
-        for stage in stages:
-            place = trained(f"configs/pivot/{stage}.yaml", self.shared / stage, before | self.changes)
-            before = {"model.network.pretrained": place}
+        place = self.language_model(stages)
         streams = ["photos", "translated"] if variant == "quasi-zero-shot" else ["photos"]
         shards = {f"data.streams.{stream}.shards": f"{self.data}/train" for stream in streams}
         shards |= {"data.loader.cache": self.cache} if self.cache else {}
