@@ -180,7 +180,7 @@ def planned() -> tuple[Plan, bool]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="some of these")
-    parser.add_argument("--beams", type=int, default=2)
+    parser.add_argument("--beams", type=int, default=4)
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
     given, others = parser.parse_known_args()
     if unknown := set(given.variants.split(",")) - set(VARIANTS):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cclm.data.batches import StreamConfig
+from cclm.data.tokenizer import tag
 from cclm.objectives.base import EncodedPair
 from cclm.objectives.contrastive import Contrastive
 from cclm.pivot.language_model import IGNORED, LanguageModel, LanguageModelSettings, LayerEncoder, layer_view
@@ -77,6 +78,7 @@ class LanguageModelSystem(System):
         tokenizer = self.processor.tokenizer
         special = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         self.model = network.build(len(tokenizer), *special)
+        end_at_tags(self.model, self.processor)
         freeze(self.model, optimizer.frozen)
         self.new_names = {
             name for name, _ in self.model.named_parameters() if not network.pretrained or "lora_" in name
@@ -156,6 +158,16 @@ class LanguageModelData(StreamDataModule):
         self.validation, self.testing = {**(validation or {})}, {**(test or {})}
         for name, chosen in (self.validation | self.testing).items():
             chosen.check(name)
+
+
+def end_at_tags(model: LanguageModel, processor: PivotProcessor) -> None:
+    """Let a language's tag end an answer, in the folder's generation_config, too: it only ever begins another one, and
+    a model that learned whole prompts may go on from a sentence with the tag of its translation.
+    """
+    tags = processor.tokenizer.convert_tokens_to_ids([tag(code) for code in processor.languages])
+    if tags:
+        model.stop = tuple(sorted({*model.stop, *tags}))
+        model.plain.generation_config.eos_token_id = list(model.stop)
 
 
 def check_fits(name: str, stream: StreamConfig, processor: PivotProcessor, model: LanguageModel) -> None:

@@ -135,6 +135,8 @@ def test_a_new_model_learns_to_translate_and_is_a_plain_folder(fit: Callable[...
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     assert model.config.languages == sorted(WORDS)
+    tags = tokenizer.convert_tokens_to_ids([f"<2{code}>" for code in WORDS])
+    assert set(model.generation_config.eos_token_id) == {tokenizer.eos_token_id, *tags}, "a tag begins another answer"
     said = [{"role": "user", "content": f"{sentence('en', 3)}<2de>"}]
     ids = tokenizer.apply_chat_template(said, return_tensors="pt", return_dict=True)["input_ids"]
     assert ids.tolist()[0] == PivotProcessor.from_pretrained(folder / "model").prompt(PROMPT, "de", sentence("en", 3))
