@@ -44,6 +44,7 @@ VARIANTS = {  # regime -> config, those of its language model in the order of tr
     "quasi-zero-shot": ("photos_chat_quasi", ("photos_lm", "photos_lm_aligned")),
     "control": ("photos_chat_control", ("photos_lm_english",)),
 }
+LANGUAGE_MODELS = sorted({name for _, stages in VARIANTS.values() for name in stages})
 COLOURS = {"zero-shot": "#2f6db3", "quasi-zero-shot": "#e0872b", "control": "#9aa3ae"}
 Scores = dict[str, dict[str, dict[str, float]]]  # language -> kind of reference -> metric -> value
 
@@ -212,7 +213,7 @@ def main() -> None:
         "question": "vision learned from English captions only: captions of photographs in four other languages (bars: "
         "fidelity >= 90, CIDEr >= 50 % of English's against the same sentence, control about 0; English above nearest)",
         "seeds": list(plan.seeds),
-        "language_models": "one for all seeds",
+        "language_models": {name: noted([plan.shared / name]) for name in LANGUAGE_MODELS},  # each one for all seeds
         "beams": plan.beams,
         "changes": plan.changes,
         "variants": {variant: summary(own) for variant, own in reports.items()},

@@ -97,8 +97,9 @@ def photos(result: Mapping[str, Any], where: str) -> list[str]:
         "",
         "Captions of 1,081 photographs against the one sentence that all languages share: CIDEr-D (language fidelity,",
         "%); nearest is that sentence of the training photograph that looks most alike. All seeds share one language",
+        "model; the control's has only learned to repeat English, in fewer steps. Four beams were chosen among one to",
     ]
-    lines += [f"model; the control's has only learned to repeat English, in fewer steps. {where}".rstrip()]
+    lines += [f"five on the first 250 of these photographs, with the first seed.{_trained_on(result)} {where}".rstrip()]
     head = ["regime", *PHOTOS, "worst of others / en, %", "aim"]
     rows = []
     for variant, aim in PHOTO_AIM.items():
@@ -109,6 +110,12 @@ def photos(result: Mapping[str, Any], where: str) -> list[str]:
     level = [result["nearest"][language]["parallel"]["CIDEr"] for language in PHOTOS] if result else []
     rows.append(["nearest", *(f"{one:.1f}" for one in level), *[""] * (len(head) - 1 - len(level))])
     return [*lines, *table(head, rows)]
+
+
+def _trained_on(result: Mapping[str, Any]) -> str:
+    """Where another machine trained than the one that measured."""
+    found = {name for own in result.get("trainings", {}).values() for name in own["device"] if name}
+    return f" Trained on: {', '.join(sorted(found))}; measured on:" if found else ""
 
 
 def emoji(result: Mapping[str, Any], where: str) -> list[str]:

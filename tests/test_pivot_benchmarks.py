@@ -110,9 +110,12 @@ def test_a_folder_is_taken_only_where_it_was_trained_as_asked(runs: ModuleType, 
     assert runs.fitted(run, tmp_path) == folder / "pretrained"
     with pytest.raises(SystemExit, match="was trained otherwise than now asked for"):
         runs.fitted(runs.Run("lm", run.config, 3), tmp_path)
-    assert runs.noted([folder]) == {"seconds": [None], "commit": [None]}
-    (folder / runs.NOTE).write_text(json.dumps({"seconds": 5, "commit": "x"}))
-    assert runs.noted([folder]) == {"seconds": [5], "commit": ["x"]}
+    assert runs.noted([folder]) == {"seconds": [None], "device": [None], "commit": [None]}
+    (folder / runs.NOTE).write_text(json.dumps({"seconds": 5, "device": "H", "commit": "x"}))
+    assert runs.noted([folder]) == {"seconds": [5], "device": ["H"], "commit": ["x"]}
+    assert runs.further(["--data.loader.workers=2"]) == {"data.loader.workers": "2"}
+    with pytest.raises(ValueError, match="'--smok' is no option; those of `cclm fit` are --key=value"):
+        runs.further(["--smok"])
     assert runs.over_seeds([{"x": 1.0}]) == {"x": {"mean": 1.0, "deviation": None, "seeds": [1.0]}}
 
 
