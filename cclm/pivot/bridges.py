@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -164,16 +165,19 @@ class LinearBridge(_StateByState):
         return states
 
 
+def _perceptron(sizes: Sequence[int], dropout: float) -> nn.Sequential:
+    """Linear layers from each of the sizes to the next, GELU after every one."""
+    layers = [(nn.Linear(a, b), nn.GELU(), nn.Dropout(dropout)) for a, b in itertools.pairwise(sizes)]
+    return nn.Sequential(*itertools.chain.from_iterable(layers))
+
+
 class MLPBridge(_StateByState):
     """`depth` linear layers, the last of which is the output."""
 
     def __init__(self, settings: BridgeSettings, source: Source, width: int, norm: float) -> None:
-        inner, layers = source.width, []
-        for _ in range(settings.depth - 1):
-            layers += [nn.Linear(inner, settings.width or width), nn.GELU(), nn.Dropout(settings.dropout)]
-            inner = settings.width or width
-        super().__init__(source, inner, width, norm)
-        self.layers = nn.Sequential(*layers)
+        sizes = [source.width, *[settings.width or width] * (settings.depth - 1)]
+        super().__init__(source, sizes[-1], width, norm)
+        self.layers = _perceptron(sizes, settings.dropout)
 
     def read(self, states: Tensor, mask: Tensor | None) -> Tensor:
         return self.layers(states)
@@ -187,8 +191,7 @@ class MeanBridge(Bridge):
         super().__init__(source, inner, width, norm)
         self.count = settings.states
         sizes = [source.width, *[inner] * (settings.depth - 1), self.count * inner]
-        layers = [(nn.Linear(a, b), nn.GELU(), nn.Dropout(settings.dropout)) for a, b in itertools.pairwise(sizes)]
-        self.layers = nn.Sequential(*(part for layer in layers for part in layer))
+        self.layers = _perceptron(sizes, settings.dropout)
         self.names = nn.Parameter(torch.randn(self.count, inner))  # (N, C)
 
     def states(self, length: int) -> int:
