@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cclm.models.layers import Layout, Stack
 
@@ -76,7 +77,8 @@ class BridgeSettings:
     """What a bridge is.
 
     `mlp`: for each state by itself, `depth` linear layers with GELU between them. `mean`: the same of the mean of all
-    states, to `states` new ones; the mean is what a contrastive loss aligns, and needs no attention to be found.
+    states, to `states` new ones; the mean's direction is what a contrastive loss aligns, and it needs no attention to
+    be found. In training it gets `noise` of this deviation, where its own is 1, so that what is near reads alike.
     `linear`: one layer without bias, as VisCPM's for pictures to be painted. `resampler`: `states` learned queries read
     all states, with their positions, through `depth` blocks of ours; `qformer`: the same by transformers'
     Blip2QFormerModel, without positions, as published. `width` of the layers within, None for the reading model's.
@@ -88,6 +90,7 @@ class BridgeSettings:
     heads: int = 8
     width: int | None = None
     dropout: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
@@ -99,6 +102,9 @@ class BridgeSettings:
             raise ValueError(f"bridge.width is {self.width}; give 1 or more, or null for that of the reading model")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"bridge.dropout is {self.dropout}; it is a share, from 0 to below 1")
+
+        if self.noise < 0 or (self.noise and self.kind != "mean"):
+            raise ValueError(f"bridge.noise is {self.noise}; give 0 or more, and 0 to any kind but mean")
 
     def count(self, length: int) -> int:
         """How many states N a bridge makes of `length` L."""
@@ -184,12 +190,12 @@ class MLPBridge(_StateByState):
 
 
 class MeanBridge(Bridge):
-    """A number of states of the mean of those that are not masked; each has a name of its own, by which it is found."""
+    """States of where the mean of those that are not masked points; each has a name of its own, by which it is found."""
 
     def __init__(self, settings: BridgeSettings, source: Source, width: int, norm: float) -> None:
         inner = settings.width or width
         super().__init__(source, inner, width, norm)
-        self.count = settings.states
+        self.count, self.noise = settings.states, settings.noise
         sizes = [source.width, *[inner] * (settings.depth - 1), self.count * inner]
         self.layers = _perceptron(sizes, settings.dropout)
         self.names = nn.Parameter(torch.randn(self.count, inner))  # (N, C)
@@ -202,7 +208,9 @@ class MeanBridge(Bridge):
 
     def read(self, states: Tensor, mask: Tensor | None) -> Tensor:
         weight = torch.ones_like(states[..., :1]) if mask is None else mask.unsqueeze(-1).to(states.dtype)  # (I, L, 1)
-        mean = (states * weight).sum(1) / weight.sum(1).clamp(min=1)  # (I, W)
+        mean = functional.layer_norm((states * weight).sum(1), states.shape[-1:])  # (I, W), of deviation 1
+        if self.training and self.noise:
+            mean = mean + self.noise * torch.randn_like(mean)
         return self.layers(mean).unflatten(1, (self.count, -1)) + self.names  # (I, N, C)
 
 
