@@ -190,7 +190,7 @@ class MLPBridge(_StateByState):
 
 
 class MeanBridge(Bridge):
-    """States of where the mean of those that are not masked points; each has a name of its own, by which it is found."""
+    """States of where the mean of those that are not masked points; each has a name, by which it is found."""
 
     def __init__(self, settings: BridgeSettings, source: Source, width: int, norm: float) -> None:
         inner = settings.width or width
