@@ -46,14 +46,15 @@ SMOKE = {"trainer.max_steps": 2}
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained and measured. `judge`: a pretrained folder. `options`: of `cclm evaluate generation`. `changes`:
-    of the configs of language models and painters.
+    """What is trained and measured. `judge`: a pretrained folder. `prompts` of a language, each painted in so many
+    `steps`. `changes`: of the configs of language models and painters.
     """
 
     runs: Path
     seeds: tuple[int, ...]
     judge: Path
-    options: tuple[str, ...]
+    prompts: int
+    steps: int
     changes: dict[str, Any] = field(default_factory=dict)
     shared: Path = Path("runs")  # of language models
 
@@ -88,8 +89,9 @@ def measure(plan: Plan) -> dict[str, list[GenerationReport]]:
         if not _measured(output, model, plan, seed):
             given = {"--model": model, "--judge": plan.judge, "--data": f"{PICTURES}/test", "--seed": seed}
             given |= {"--languages": ",".join(LANGUAGES), "--output": output}
+            given |= {"--prompts": plan.prompts, "--sampling.steps": plan.steps}
             arguments = [str(part) for pair in given.items() for part in pair]
-            cclm("evaluate", "generation", *arguments, *plan.options, "--keep")
+            cclm("evaluate", "generation", *arguments, "--keep")
         found[variant].append(GenerationReport.read(output))
     return found
 
@@ -100,8 +102,8 @@ def _measured(output: Path, model: Path, plan: Plan, seed: int) -> bool:
         return False
     report = GenerationReport.read(output)
     told = [report.provenance.get(name) for name in ("model_hash", "judge_hash", "seed")]
-    asked = [pretrained_hash(model), model_hash(str(plan.judge)), seed]
-    return told == asked and f"--prompts={report.protocol['prompts']}" in plan.options
+    told += [report.protocol["prompts"], report.provenance["sampling"]["steps"]]
+    return told == [pretrained_hash(model), model_hash(str(plan.judge)), seed, plan.prompts, plan.steps]
 
 
 def summary(reports: Sequence[GenerationReport]) -> dict[str, Any]:
@@ -134,15 +136,16 @@ def planned() -> tuple[Plan, bool]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--prompts", type=int, default=300, help="in galleries of 100")
+    parser.add_argument("--steps", type=int, default=4, help="of sampling: more make the pictures rougher")
     parser.add_argument("--judge", default="emoji", choices=JUDGES, help="emoji is trained in minutes")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
     given, others = parser.parse_known_args()
     seeds, judge = tuple(map(int, given.seeds.split(","))), prepare(given.judge)
     if given.smoke:
         folder = Path(tempfile.mkdtemp(prefix="pivot_emoji_"))
-        return Plan(folder, seeds[:1], judge, ("--prompts=12", "--sampling.steps=2"), dict(SMOKE), folder), True
+        return Plan(folder, seeds[:1], judge, 12, 2, dict(SMOKE), folder), True
     try:
-        return Plan(Path("runs/pivot_emoji"), seeds, judge, (f"--prompts={given.prompts}",), further(others)), False
+        return Plan(Path("runs/pivot_emoji"), seeds, judge, given.prompts, given.steps, further(others)), False
     except ValueError as error:
         parser.error(str(error))
 
@@ -158,6 +161,7 @@ def main() -> None:
         "protocol": reports["aligned"][0].protocol,
         **{variant: summary(found) for variant, found in reports.items()},
         "judge": str(plan.judge),
+        "sampling": reports["aligned"][0].provenance["sampling"],
         "changes": plan.changes,
         "trainings": {
             variant: noted([plan.painting(variant, seed).folder(plan.runs) for seed in plan.seeds])
