@@ -133,21 +133,24 @@ def summary(reports: Sequence[GenerationReport]) -> dict[str, Any]:
 
 
 def planned() -> tuple[Plan, bool]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--prompts", type=int, default=300, help="in galleries of 100")
     parser.add_argument("--steps", type=int, default=4, help="of sampling: more make the pictures rougher")
     parser.add_argument("--judge", default="emoji", choices=JUDGES, help="emoji is trained in minutes")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
     given, others = parser.parse_known_args()
+    try:
+        changes = further(others)
+    except ValueError as error:
+        parser.error(str(error))
     seeds, judge = tuple(map(int, given.seeds.split(","))), prepare(given.judge)
     if given.smoke:
         folder = Path(tempfile.mkdtemp(prefix="pivot_emoji_"))
         return Plan(folder, seeds[:1], judge, 12, 2, dict(SMOKE), folder), True
-    try:
-        return Plan(Path("runs/pivot_emoji"), seeds, judge, given.prompts, given.steps, further(others)), False
-    except ValueError as error:
-        parser.error(str(error))
+    return Plan(Path("runs/pivot_emoji"), seeds, judge, given.prompts, given.steps, changes), False
 
 
 def main() -> None:

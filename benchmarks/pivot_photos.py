@@ -177,26 +177,8 @@ def smoke_plan(seeds: tuple[int, ...], variants: tuple[str, ...], beams: int) ->
     return Plan(folder, seeds[:1], variants, str(folder / "data"), beams, changes, folder, folder / "cache")
 
 
-def planned() -> tuple[Plan, bool]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="some of these")
-    parser.add_argument("--beams", type=int, default=4)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
-    given, others = parser.parse_known_args()
-    if unknown := set(given.variants.split(",")) - set(VARIANTS):
-        parser.error(f"--variants: no {unknown.pop()!r}; choose among {', '.join(VARIANTS)}")
-    seeds, variants = tuple(map(int, given.seeds.split(","))), tuple(given.variants.split(","))
-    if given.smoke:
-        return smoke_plan(seeds, variants, given.beams), True
-    try:
-        return Plan(RUNS, seeds, variants, DATA, given.beams, further(others)), False
-    except ValueError as error:
-        parser.error(str(error))
-
-
-def main() -> None:
-    torch.set_num_threads(1)
+def prepare() -> None:
+    """The data and the tokenizer."""
     source = "../shared/parallel/captions_en-de-fr-cs-pt.tsv.gz"
     built(DATA, "data", "build", "folder", "--source=../shared/photos", f"--output={DATA}")
     built(PARALLEL, "data", "build", "parallel_text", f"--source={source}", f"--output={PARALLEL}")
@@ -206,6 +188,31 @@ def main() -> None:
     texts = f"--data=[{DATA}/train:en, {PARALLEL}/train]"
     kind = ("--vocab_size=6000", "--lowercase=true", "--language_model=true")
     built(TOKENIZER, "data", "tokenizer", texts, f"--output={TOKENIZER}", *kind)
+
+
+def planned() -> tuple[Plan, bool]:
+    """What is asked, looked at before anything is made; then the data are there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="some of these")
+    parser.add_argument("--beams", type=int, default=4)
+    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
+    given, others = parser.parse_known_args()
+    if unknown := set(given.variants.split(",")) - set(VARIANTS):
+        parser.error(f"--variants: no {unknown.pop()!r}; choose among {', '.join(VARIANTS)}")
+    seeds, variants = tuple(map(int, given.seeds.split(","))), tuple(given.variants.split(","))
+    try:
+        plan = Plan(RUNS, seeds, variants, DATA, given.beams, further(others))
+    except ValueError as error:
+        parser.error(str(error))
+    prepare()
+    return (smoke_plan(seeds, variants, given.beams), True) if given.smoke else (plan, False)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
     plan, smoke = planned()
     reports, folders = measure(plan)
     first = next(iter(reports.values()))[0]
