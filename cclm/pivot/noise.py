@@ -50,6 +50,12 @@ class NoiseSettings:
         if self.density not in DENSITIES:
             raise ValueError(f"noise.density is {self.density!r}; choose one of {', '.join(DENSITIES)}")
 
+    @property
+    def tells_process(self) -> bool:
+        """Whether `scheduler` alone says how the noise grows and what is predicted of it."""
+        flows = prediction_of(self.scheduler) == "flow_prediction"
+        return flows or {"prediction_type", "beta_schedule"} <= self.scheduler.keys()
+
     def build(self, pretrained: dict[str, Any] | None, pixels: bool) -> Noise:
         """`pretrained`: the scheduler's config of a pipeline's folder. `pixels`: what is denoised lies in [-1, 1], and
         is kept there while sampling. Errors: ValueError for an unknown option or prediction.

@@ -64,7 +64,7 @@ class TextToImageSettings:
             self.text_encoder.build(processor),
             space,
             self.denoiser.build(space, processor.image_size),
-            self.noise.build(_scheduler_of(pipeline), isinstance(space, PixelSpace)),
+            self.noise.build(_scheduler_of(pipeline, self.noise), isinstance(space, PixelSpace)),
         )
         bridge = self.bridge.build(SequenceStates(parts.text_encoder.width), parts.denoiser.width)
         model = TextToImage(self, parts, bridge, processor)
@@ -74,8 +74,19 @@ class TextToImageSettings:
         return Built(model, {name for name, _ in model.named_parameters()} - filled - model.taken)
 
 
-def _scheduler_of(pipeline: str | None) -> dict[str, Any] | None:
-    return part_config(pipeline, "scheduler") if pipeline and has_part(pipeline, "scheduler") else None
+def _scheduler_of(pipeline: str | None, noise: NoiseSettings) -> dict[str, Any] | None:
+    """What a pipeline tells of the noise that its denoiser has learned to undo.
+
+    Errors: ValueError where it tells nothing and the settings do not either: any other noise would be learned anew.
+    """
+    if pipeline and has_part(pipeline, "scheduler"):
+        return part_config(pipeline, "scheduler")
+    if pipeline and not noise.tells_process:
+        raise ValueError(
+            f"no scheduler in {pipeline}, which tells the noise that its denoiser was trained with; add the pipeline's "
+            "folder `scheduler`, or give noise.scheduler with prediction_type and beta_schedule"
+        )
+    return None
 
 
 class Parts(NamedTuple):

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from cclm.models.processor import ImageSettings
 from cclm.pivot.bridges import BridgeSettings
 from cclm.pivot.denoisers import DenoiserSettings
+from cclm.pivot.noise import NoiseSettings
 from cclm.pivot.presets import apply_preset
 from cclm.pivot.sampling import SamplingOptions
 from cclm.pivot.spaces import SpaceSettings
@@ -225,6 +226,22 @@ def test_stable_diffusions_folder_is_where_training_starts(paint: Paint, sd: Pat
     cross = {name for name in kept["paint_cross_attention"] if not name.startswith("bridge")}
     assert cross == {f"denoiser.model.{name}" for name in unet if ".attn2." in name}
     assert kept["paint_full"] == kept["paint_bridge"] | {f"denoiser.model.{name}" for name in unet}
+
+
+def test_noise_that_nobody_tells_is_not_guessed(paint: Paint, sd: Path, tmp_path: Path) -> None:
+    shutil.copytree(sd, tmp_path / "sd")
+    shutil.rmtree(tmp_path / "sd" / "scheduler")
+    cure = "add the pipeline's folder `scheduler`, or give noise.scheduler with prediction_type and beta_schedule"
+    for place in (tmp_path / "sd", tmp_path / "sd" / "unet"):
+        with pytest.raises(ValueError, match=f"^no scheduler in {place}, which tells the noise .*; {cure}$"):
+            paint(denoiser=DenoiserSettings(str(place)), space=SpaceSettings(vae=str(sd)))
+    told = {"prediction_type": "epsilon", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    model = paint(
+        denoiser=DenoiserSettings(str(tmp_path / "sd" / "unet")),
+        space=SpaceSettings(vae=str(sd)),
+        noise=NoiseSettings(told),
+    )
+    assert model.noise.scheduler.config.beta_end == 0.012
 
 
 def test_stable_diffusion_2_predicts_a_velocity(paint: Paint, tmp_path: Path) -> None:
