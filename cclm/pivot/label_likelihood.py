@@ -48,7 +48,13 @@ def label_log_likelihoods(model: LanguageModel, embeds: Tensor, mask: Tensor, la
 def _rest(model: LanguageModel, memory: object, mask: Tensor, ids: Tensor, real: Tensor) -> Tensor:
     """Log probability (B, K) of all tokens of labels (K, T) but their first, after the prompts in `memory`."""
     prompts, labels = len(mask), len(ids)
-    memory.batch_repeat_interleave(labels)
+    try:
+        memory.batch_repeat_interleave(labels)
+    except AttributeError:
+        raise ValueError(
+            f"the memory of a {type(model.plain).__name__} cannot be repeated for several labels; use a language model "
+            "with attention in all its layers"
+        ) from None
     whole = torch.cat([mask.repeat_interleave(labels, 0), real.repeat(prompts, 1)], dim=1)  # (B K, L + T)
     places = model.places(whole[:, :-1])
     if "position_ids" in places:

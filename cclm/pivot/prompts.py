@@ -219,7 +219,7 @@ class PromptMaker:
 
     def _cut(self, text: str) -> str:
         """What of a long text goes into a prompt: its first max_tokens tokens."""
-        if len(text) <= self.max_tokens:  # characters: a token has one at least
+        if len(text.encode()) <= self.max_tokens:  # a token has a byte at least
             return text
         if not self.tokenizer.is_fast:
             return text[: 4 * self.max_tokens]

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from cclm.objectives.base import EncodedPair
 from cclm.objectives.contrastive import Contrastive
 from cclm.pivot.fingerprints import agree
+from cclm.pivot.label_likelihood import label_log_likelihoods
 from cclm.pivot.language_model import (
     GenerationOptions,
     LanguageModel,
@@ -205,6 +206,19 @@ def test_fingerprint_tells_models_apart_but_not_their_precision(tmp_path: Path) 
     with torch.no_grad():
         again.plain.model.layers[1].mlp.up_proj.weight.add_(0.01)  # as adapters do that are merged
     assert not agree(model.fingerprint(), again.fingerprint())
+
+
+def test_float16_is_refused_as_its_weights_are_others() -> None:
+    with pytest.raises(ValueError, match="language_model.dtype is 'float16'; allowed: float32, bfloat16"):
+        LanguageModelSettings("somewhere", dtype="float16")
+
+
+def test_labels_need_a_memory_that_can_be_repeated() -> None:
+    geometry = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    model = LanguageModelSettings(config={"model_type": "mamba"} | geometry).build(VOCABULARY, 0, 2, PAD).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    with pytest.raises(ValueError, match="the memory of a MambaForCausalLM cannot be repeated for several labels"):
+        label_log_likelihoods(model, model.embed(ids), torch.ones_like(ids).bool(), [[5, 6], [7]])
 
 
 def test_geometry_and_ends_are_read_from_the_folder(tmp_path: Path) -> None:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from cclm.data.batches import BatchStream, StreamConfig
 from cclm.data.pairs import ImageCaption, PairDrawer, Statements, Translation, UnwantedError
@@ -16,7 +20,7 @@ from cclm.data.stream import Share
 from cclm.data.tokenizer import train_tokenizer
 from cclm.models.processor import ImageSettings, read_tokenizer
 from cclm.pivot.processor import PivotProcessor, PivotProcessorSettings
-from cclm.pivot.prompts import Frame, language_name
+from cclm.pivot.prompts import Frame, PromptMaker, Template, language_name
 from cclm.types import VISUAL, PromptBatch, Record, Statement, VisualPromptBatch
 from tests.data.conftest import WORDS, image_records, picture, sentence, text_records
 
@@ -102,6 +106,18 @@ def test_what_is_wrong_with_a_prompt_is_told(processor: PivotProcessor) -> None:
         processor.prompt(TRANSLATION, "sw", "Hund")
     with pytest.raises(ValueError, match="language 'qqq' is unknown"):
         processor.prompt("{text} in {language}", "qqq", "Hund")
+
+
+def test_texts_are_cut_where_a_character_is_many_tokens(tmp_path: Path) -> None:
+    """A byte-level tokenizer, as of Qwen and Llama 3, that has merged nothing: a Thai letter is three tokens."""
+    inner = Tokenizer(BPE({letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    inner.pre_tokenizer, inner.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    whole = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<e>", pad_token="<p>")
+    maker = PromptMaker(whole, "plain", 0, max_tokens=12)
+    thai = "แมวตัวใหญ่"
+    assert len(whole(thai).input_ids) == 30 and len(thai) <= 12
+    cut, kept = maker.prompts_of(Template("{text}"), [thai, "a cat"], ["th", "en"])
+    assert whole.decode(cut).strip() == thai[:4] and whole.decode(kept).strip() == "a cat"
 
 
 def test_languages_are_named_in_english() -> None:
