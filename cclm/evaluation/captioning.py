@@ -54,6 +54,10 @@ def score_captions(
         notes.append(f"empty captions: {empty:,}")
     own_words = [" ".join(words(caption, test.language)) for caption in written]
     their_words = [[" ".join(words(text, test.language)) for text in own] for own in references]
+    if not any(map(any, their_words)):
+        raise ValueError(
+            f"the references in {test.language} hold no word ({references[0][0]!r} ..); score captions against texts"
+        )
     similar = cider(their_words, own_words)
     scores: dict[str, Any] = {"CIDEr": 100 * float(similar.mean())}
     if options.draws:

@@ -53,6 +53,7 @@ def tests_of(records: Iterable[Record], languages: Sequence[str], kinds: Sequenc
     """
     found: dict[str, dict[str, list[Described]]] = {kind: {} for kind in kinds}
     keys: set[str] = set()
+    named: set[str] = set()  # languages of references, asked for or not
     for record in records:
         if record.image is None or record.others:
             raise ValueError(
@@ -62,13 +63,16 @@ def tests_of(records: Iterable[Record], languages: Sequence[str], kinds: Sequenc
             raise ValueError(f"record {record.key} is there twice; build the data again")
         keys.add(record.key)
         texts = _texts(record)
+        named.update(*(texts[kind] for kind in kinds))
         for kind in kinds:
             for language in languages:
                 if own := tuple(filter(str.strip, texts[kind].get(language, ()))):
                     found[kind].setdefault(language, []).append(Described(record.key, record.key, own))
     if bare := [language for language in languages if not any(language in own for own in found.values())]:
-        there = sorted({language for own in found.values() for language in own})
-        raise ValueError(f"no {' or '.join(kinds)} in {', '.join(bare)}; there are references in {', '.join(there)}")
+        there = sorted(named)
+        raise ValueError(
+            f"no {' or '.join(kinds)} in {', '.join(bare)}; there are some in {', '.join(there)}: ask for those"
+        )
     return {
         kind: {language: _test(kind, language, own[language]) for language in languages if language in own}
         for kind, own in found.items()

@@ -153,7 +153,6 @@ def _tell(model: ImageToText, prompt: Prompt, written: GenerationOptions) -> Non
 def _of_texts(given: Namespace) -> None:
     from cclm.verbs import generate_image
 
-    given.language = given.language or "en"
     generate_image.run(given)
 
 

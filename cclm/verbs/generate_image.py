@@ -141,12 +141,16 @@ def _check_grid(given: Namespace, rows: int, side: int) -> None:
         )
 
 
-def _check_language(model: TextToImage, language: str) -> None:
-    """Errors: ValueError for a language that a text encoder with tags has none for."""
-    from cclm.pivot.prompts import tags
+def _check_language(model: TextToImage, language: str | None) -> None:
+    """Errors: ValueError for a language that a text encoder with tags has none for, or that nobody knows."""
+    from cclm.pivot.prompts import language_name, tags
 
+    if language is None:
+        return
     known = tags(model.processor.tokenizer)
-    if known and language not in known:
+    if not known:
+        language_name(language)
+    elif language not in known:
         raise ValueError(f"language {language!r} is unknown to this model; it reads {', '.join(known)}")
 
 

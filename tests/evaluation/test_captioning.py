@@ -107,6 +107,14 @@ def test_empty_captions_are_counted_and_cost() -> None:
     assert [nothing[name] for name in ("CIDEr", "BLEU-4", "chrF", "fidelity")] == [0, 0, 0, 0]
 
 
+def test_references_without_a_word_are_refused() -> None:
+    test = described("en", {"1": ["?"], "2": ["!"]})
+    with pytest.raises(
+        ValueError, match=r"the references in en hold no word \('\?' \.\.\); score captions against texts"
+    ):
+        score_captions(test, {"1": "a", "2": "?"}, PLAIN)
+
+
 def test_a_caption_for_each_image_and_no_other() -> None:
     test = described("en", {"1": ["a dog"], "2": ["a cat"]})
     with pytest.raises(ValueError, match="1 of 2 images have no prediction, first '2'"):

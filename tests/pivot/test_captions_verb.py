@@ -201,7 +201,7 @@ def test_what_is_wrong_is_told_in_one_line(
     assert "give either --model" in told(*german)
     assert "give either --model" in told("--model", model, "--predictions", str(tmp_path / "few.jsonl"), *german)
     assert "no texts in language cs" in told("--model", model, "--languages", "de,cs")
-    assert "no captions in fr; there are references in fr" not in told(
+    assert "no captions in fr; there are some in de, en: ask for those" in told(
         "--model", model, "--languages", "fr", "--references", "captions"
     )
     assert "--references is 'all'" in told("--model", model, "--references", "all", *german)

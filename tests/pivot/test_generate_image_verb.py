@@ -155,3 +155,15 @@ def test_a_model_that_writes_texts_refuses_what_paints(
     writer = saved(build(), tmp_path / "writer")
     told = failure(capsys, str(writer), "--prompt", "ball", "--output", "x.png")
     assert "--output" in told and "holds a model that writes texts; leave it out" in told
+
+
+def test_a_language_that_nobody_knows_is_told_where_there_are_no_tags(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        whole = (folder / file).read_text(encoding="utf-8")
+        (folder / file).write_text(whole.replace("<2", "<no"), encoding="utf-8")
+    command = [str(folder), "--prompt", "ball", *STEPS, "--output", str(tmp_path / "x.png")]
+    assert "language 'qqq' is unknown; give a code such as de" in failure(capsys, *command, "--language", "qqq")
+    main(["generate", *command, "--language", "tr"])
+    assert (tmp_path / "x.png").is_file()
