@@ -66,8 +66,8 @@ def llama(width: int, layers: int, heads: int) -> dict[str, Any]:
 SIZES = {
     "cpu": {
         "photos": Size(  # of configs/pivot/photos_chat.yaml
-            llama(192, 4, 3), 6000, "tf_efficientnet_lite0", 224, BridgeSettings(states=12, heads=4, width=192),
-            batch=40, prompt=2, answer=16, steps=6,
+            llama(256, 4, 4) | {"intermediate_size": 704}, 6000, "tf_efficientnet_lite0", 224,
+            BridgeSettings(states=12, heads=4, width=192), batch=64, prompt=2, answer=16, steps=6,
         ),
         "small": Size(
             llama(384, 8, 6), 32000, "vit_small_patch16_224", 224, BridgeSettings(states=32, heads=6, width=384),

@@ -20,6 +20,10 @@ from typing import Any
 
 from machine import accelerator, commit, processor_name
 
+from cclm.pivot.image_to_text import MODEL_TYPE as TELLS
+from cclm.pivot.image_to_text import ImageToText
+from cclm.pivot.text_to_image import MODEL_TYPE as PAINTS
+from cclm.pivot.text_to_image import TextToImage
 from cclm.storage import whole_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +61,8 @@ def fitted(run: Run, runs: Path) -> Path:
 def trained(config: str, folder: Path, changes: Mapping[str, Any]) -> Path:
     """The pretrained folder of a run in `folder`, trained if it is not there, be it by hand.
 
-    Errors: SystemExit for one whose configuration was another, to the last value.
+    Errors: SystemExit for one whose configuration was another, to the last value, or whose language model has been
+    trained again since.
     """
     told = {"trainer.default_root_dir": folder} | changes
     arguments = ("--config", config, *(f"--{key}={value}" for key, value in told.items()))
@@ -69,7 +74,19 @@ def trained(config: str, folder: Path, changes: Mapping[str, Any]) -> Path:
             partial.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     elif configured(folder) != asked(arguments):
         raise SystemExit(f"{folder} was trained otherwise than now asked for; remove it")
+    else:
+        check_parts(folder / "pretrained")
     return folder / "pretrained"
+
+
+def check_parts(model: Path) -> None:
+    """Errors: SystemExit for a model that was made for other weights than those that lie at the same place by now."""
+    kind = json.loads((model / "config.json").read_text(encoding="utf-8"))["model_type"]
+    if opened := {TELLS: ImageToText, PAINTS: TextToImage}.get(kind):
+        try:
+            opened.from_pretrained(model)
+        except ValueError as error:
+            raise SystemExit(f"{error}; or remove {model.parent}") from None
 
 
 @cache

@@ -45,7 +45,7 @@ from cclm.pivot.generation import GenerationOptions
 from cclm.pivot.image_to_text import ImageToText, Prompt
 from cclm.pivot.sampling import SamplingOptions
 from cclm.pivot.text_to_image import TextToImage
-from cclm.storage import whole_file
+from cclm.storage import pretrained_hash, whole_file
 from cclm.types import Record
 from data_recipes.scenes import LANGUAGES, SCENES, VALUES, Scene, describe, read_scene, scene_of
 
@@ -126,8 +126,8 @@ def caption_scores(texts: Sequence[str], scenes: Sequence[Scene], language: str)
 
 
 def written(folder: Path, records: Sequence[Record]) -> dict[str, list[str]]:
-    """Language -> the model's answers, which are kept beside it."""
-    path = folder.parent / "answers.json"
+    """Language -> the model's answers, which are kept beside it under its hash."""
+    path = folder.parent / f"answers_{pretrained_hash(folder)[:12]}.json"
     if not path.is_file():
         model = ImageToText.from_pretrained(folder)
         found = {language: answers(model, records, language) for language in LANGUAGES}
@@ -153,8 +153,9 @@ def test_prompts(per_scene: int) -> list[tuple[Scene, int]]:
 
 
 def painted(folder: Path, prompts: Sequence[tuple[Scene, int]], options: SamplingOptions, seed: int) -> Painted:
-    """Language -> the model's pictures, from the same noise in every language; kept beside it as a strip for each."""
-    paths = {language: folder.parent / f"painted_{language}.png" for language in LANGUAGES}
+    """Language -> the model's pictures, from the same noise in every language; kept beside it, under its hash."""
+    name = f"painted_{pretrained_hash(folder)[:12]}"
+    paths = {language: folder.parent / f"{name}_{language}.png" for language in LANGUAGES}
     if not all(path.is_file() for path in paths.values()):
         model = TextToImage.from_pretrained(folder)
         for language, path in paths.items():

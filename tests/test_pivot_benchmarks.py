@@ -107,6 +107,7 @@ def test_a_folder_is_taken_only_where_it_was_trained_as_asked(runs: ModuleType, 
         logs.mkdir(parents=True)
         (logs / "config_of_run.yaml").write_text(told)
     (folder / "pretrained").mkdir()
+    (folder / "pretrained" / "config.json").write_text('{"model_type": "llama"}')
     assert runs.fitted(run, tmp_path) == folder / "pretrained"
     with pytest.raises(SystemExit, match="was trained otherwise than now asked for"):
         runs.fitted(runs.Run("lm", run.config, 3), tmp_path)
