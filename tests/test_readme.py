@@ -49,6 +49,13 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in [*lines, *inline] if line.strip()]
 
 
+SEARCH, PIVOT = "Search your pictures", "Pivot: one language in, every language out"
+SMALLER = {  # of what the commands do
+    "data tokenizer": ["--vocab_size", "50"],
+    "fit --config": ["--trainer.max_steps", "2", "--trainer.logger", "false"],
+}
+
+
 def chain(title: str = "Your own pictures") -> list[list[str]]:
     """What a reader runs on pictures of their own, or in another section, in the order printed."""
     section = README.split(f"## {title}")[1].split("\n## ")[0]
@@ -232,6 +239,11 @@ def draw_corpus(shared: Path) -> None:
     name = next(word for command in chain() for word in command if word.endswith(".tsv.gz"))
     with gzip.open(shared / "parallel" / Path(name).name, "wt", encoding="utf-8") as handle:
         handle.write("\n".join(lines))
+    for file in {Path(word).name for command in chain(PIVOT) for word in command if word.endswith(".tsv.gz")}:
+        pair = file.removesuffix(".tsv.gz").removeprefix("general_").split("-")
+        rows = ["\t".join(pair), *("\t".join(f"{names(n, 3)} {language}" for language in pair) for n in range(40))]
+        with gzip.open(shared / "parallel" / file, "wt", encoding="utf-8") as handle:
+            handle.write("\n".join(rows))
 
 
 @pytest.fixture(scope="module")
@@ -243,23 +255,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_corpus(folder.parent / "shared")
     picture("red", 4).save(folder / "dog.jpg")
     picture("blue", 9).save(folder / "boat.jpg")
-    smaller = {
-        "data tokenizer": ["--vocab_size", "50"],
-        "fit --config": ["--trainer.max_steps", "2", "--trainer.logger", "false"],
-    }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for command in chain():
-            main([*command, *smaller.get(" ".join(command[:2]), [])])
+            main([*command, *SMALLER.get(" ".join(command[:2]), [])])
     return folder
 
 
 @pytest.fixture(scope="module")
 def pretrained(project: Path) -> Path:
     return project / "runs" / "photos" / "pretrained"
-
-
-SEARCH = "Search your pictures"
 
 
 class TestChain:
@@ -300,6 +305,23 @@ class TestChain:
         added, again = (out for command, out in told if command[:2] == ["index", "add"])
         assert "1 picture" in added and "nothing new" in again
         assert "31" in told[-1][1]  # 30, and the new one
+
+    def test_pivot(self, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+        """The section line by line, but for emoji, whose pictures are not drawn here."""
+        monkeypatch.chdir(project)
+        fit = [*SMALLER["fit --config"], "--data.loader.cache", "null"]  # which would read all scenes for two steps
+        smaller = {"data tokenizer": ["--vocab_size", "130"], "fit --config": fit}  # Chinese has more characters
+        told = {}
+        for command in chain(PIVOT):
+            if command[0] != "install" and "emoji" not in " ".join(command):
+                main([*command, *smaller.get(" ".join(command[:2]), [])])
+                told[" ".join(command[:2])] = capsys.readouterr().out
+        assert Image.open("scene.png").size == (32, 32)
+        assert "generate runs/scenes_chat/pretrained" in told
+        found = json.loads(Path("runs/photos_chat/captions.json").read_text(encoding="utf-8"))
+        assert set(found["languages"]) == set(LANGUAGES) and found["regimes"]["pt"] == "zero-shot"
+        layers = json.loads(Path("runs/scenes_lm_aligned/alignment.json").read_text(encoding="utf-8"))
+        assert layers
 
     def test_python_snippet(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(project)
