@@ -292,8 +292,11 @@ def test_a_damaged_folder_is_one_line(tmp_path: Path) -> None:
         LanguageModelSettings(str(tmp_path)).build(VOCABULARY, 0, 2, PAD)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_quantising_without_the_package_is_one_line(tmp_path: Path) -> None:
+def test_quantising_without_the_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "bitsandbytes" else found(name, *more)
+    )
     built("llama").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="pip install bitsandbytes"):
         LanguageModelSettings(str(tmp_path), quantize="4bit").build(VOCABULARY, 0, 2, PAD)
