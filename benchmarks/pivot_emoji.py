@@ -58,9 +58,12 @@ class Plan:
     changes: dict[str, Any] = field(default_factory=dict)
     shared: Path = Path("runs")  # of language models
 
+    def reading(self, variant: str) -> Path:
+        """The run of a language model."""
+        return self.shared / Path(LANGUAGE_MODELS[variant]).stem
+
     def painting(self, variant: str, seed: int) -> Run:
-        config = LANGUAGE_MODELS[variant]
-        reader = trained(config, self.shared / Path(config).stem, self.changes)
+        reader = trained(LANGUAGE_MODELS[variant], self.reading(variant), self.changes)
         return Run(f"paint_{variant}", PAINT, seed, {KEY: reader, **self.changes})
 
     def report(self, variant: str, seed: int) -> Path:
@@ -138,7 +141,7 @@ def planned() -> tuple[Plan, bool]:
     )
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--prompts", type=int, default=300, help="in galleries of 100")
-    parser.add_argument("--steps", type=int, default=4, help="of sampling: more make the pictures rougher")
+    parser.add_argument("--steps", type=int, default=4, help="of sampling: more make pictures rougher")
     parser.add_argument("--judge", default="emoji", choices=JUDGES, help="emoji is trained in minutes")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
     given, others = parser.parse_known_args()
@@ -166,6 +169,7 @@ def main() -> None:
         "judge": str(plan.judge),
         "sampling": reports["aligned"][0].provenance["sampling"],
         "changes": plan.changes,
+        "language_models": {variant: noted([plan.reading(variant)]) for variant in LANGUAGE_MODELS},
         "trainings": {
             variant: noted([plan.painting(variant, seed).folder(plan.runs) for seed in plan.seeds])
             for variant in LANGUAGE_MODELS

@@ -127,6 +127,8 @@ def emoji(result: Mapping[str, Any], where: str) -> list[str]:
         "real pictures are of another. Kept: the worst language's share of English above mismatched names. All seeds",
     ]
     lines += ["share one language model; the control's has only learned to repeat English names, in fewer steps."]
+    if sampling := result.get("sampling"):
+        lines += [f"Painted in {sampling['steps']} steps, a number chosen on these prompts with the first seed."]
     lines += [where] if where else []
     head = ["language model", *EMOJI, "worst of others / en", "kept", "real pictures", "aim"]
     rows = []
