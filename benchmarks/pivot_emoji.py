@@ -6,9 +6,11 @@ python benchmarks/pivot_emoji.py --smoke                      # a few steps of e
 
 Trains what is missing by `cclm fit`: a language model of names in 20 languages and one of English names alone, the
 control, each the same for all seeds (runs/emoji_lm, runs/emoji_lm_english); on each of them, frozen, three painters
-from pictures with English names, one a seed. A picture must find its English name among 100, R-precision@10; chance is
-10 %. The judge is the retrieval model of emoji.yaml (or emoji_full.yaml), which has nothing in common with the painters
-but the data. Writes results/pivot_emoji.json and contact sheets of the first seed. No reranking anywhere.
+from pictures with English names, one a seed, and their second stage, in which the bridge becomes steady; those upon
+the first are also measured as the first stage leaves them. A picture must find its English name among 100,
+R-precision@10; chance is 10 %. The judge is the retrieval model of emoji.yaml (or emoji_full.yaml), which has nothing
+in common with the painters but the data. Writes results/pivot_emoji.json and contact sheets of the first seed. No
+reranking anywhere.
 """
 
 from __future__ import annotations
@@ -39,7 +41,13 @@ LANGUAGE_MODELS = {  # variant -> config
     "aligned": "configs/pivot/emoji_lm.yaml",
     "control": "configs/pivot/emoji_lm_english.yaml",
 }
-PAINT, KEY = "configs/pivot/emoji_paint.yaml", "model.network.text_encoder.pretrained"
+PAINT, STEADY = "configs/pivot/emoji_paint.yaml", "configs/pivot/emoji_paint_steady.yaml"
+PAINTERS = {  # what is measured -> language model, stages
+    "aligned": ("aligned", (PAINT, STEADY)),
+    "unsteady": ("aligned", (PAINT,)),
+    "control": ("control", (PAINT, STEADY)),
+}
+TEXT, START = "model.network.text_encoder.pretrained", "model.network.pretrained"
 JUDGES = {"emoji": Path("runs/emoji"), "emoji_full": Path("runs/emoji_full")}  # config of pretraining -> its run
 SMOKE = {"trainer.max_steps": 2}
 
@@ -62,12 +70,18 @@ class Plan:
         """The run of a language model."""
         return self.shared / Path(LANGUAGE_MODELS[variant]).stem
 
-    def painting(self, variant: str, seed: int) -> Run:
+    def painting(self, painter: str, seed: int) -> Run:
+        """The last stage; those before it are trained where they are not there."""
+        variant, (first, *others) = PAINTERS[painter]
         reader = trained(LANGUAGE_MODELS[variant], self.reading(variant), self.changes)
-        return Run(f"paint_{variant}", PAINT, seed, {KEY: reader, **self.changes})
+        run = Run(f"{Path(first).stem}_{variant}", first, seed, {TEXT: reader, **self.changes})
+        for stage in others:
+            started = {TEXT: reader, START: fitted(run, self.runs)} | self.changes
+            run = Run(f"{Path(stage).stem}_{variant}", stage, seed, started)
+        return run
 
-    def report(self, variant: str, seed: int) -> Path:
-        return self.painting(variant, seed).folder(self.runs) / "report.json"
+    def report(self, painter: str, seed: int) -> Path:
+        return self.painting(painter, seed).folder(self.runs) / "report.json"
 
 
 def prepare(judge: str) -> Path:
@@ -85,17 +99,17 @@ def prepare(judge: str) -> Path:
 
 
 def measure(plan: Plan) -> dict[str, list[GenerationReport]]:
-    """Variant -> the report of each seed."""
-    found: dict[str, list[GenerationReport]] = {variant: [] for variant in LANGUAGE_MODELS}
-    for seed, variant in itertools.product(plan.seeds, LANGUAGE_MODELS):
-        model, output = fitted(plan.painting(variant, seed), plan.runs), plan.report(variant, seed)
+    """Painter -> the report of each seed."""
+    found: dict[str, list[GenerationReport]] = {painter: [] for painter in PAINTERS}
+    for seed, painter in itertools.product(plan.seeds, PAINTERS):
+        model, output = fitted(plan.painting(painter, seed), plan.runs), plan.report(painter, seed)
         if not _measured(output, model, plan, seed):
             given = {"--model": model, "--judge": plan.judge, "--data": f"{PICTURES}/test", "--seed": seed}
             given |= {"--languages": ",".join(LANGUAGES), "--output": output}
             given |= {"--prompts": plan.prompts, "--sampling.steps": plan.steps}
             arguments = [str(part) for pair in given.items() for part in pair]
             cclm("evaluate", "generation", *arguments, "--keep")
-        found[variant].append(GenerationReport.read(output))
+        found[painter].append(GenerationReport.read(output))
     return found
 
 
@@ -165,23 +179,23 @@ def main() -> None:
         "(bars: R-precision@10 of 100 >= .5 x en, control at chance, 10)",
         "seeds": list(plan.seeds),
         "protocol": reports["aligned"][0].protocol,
-        **{variant: summary(found) for variant, found in reports.items()},
+        **{painter: summary(found) for painter, found in reports.items()},
         "judge": str(plan.judge),
         "sampling": reports["aligned"][0].provenance["sampling"],
         "changes": plan.changes,
         "language_models": {variant: noted([plan.reading(variant)]) for variant in LANGUAGE_MODELS},
         "trainings": {
-            variant: noted([plan.painting(variant, seed).folder(plan.runs) for seed in plan.seeds])
-            for variant in LANGUAGE_MODELS
+            painter: noted([plan.painting(painter, seed).folder(plan.runs) for seed in plan.seeds])
+            for painter in PAINTERS
         },
         **facts(torch=torch.__version__),
     }
     if smoke:
         print(json.dumps(result, indent=1))
         return
-    for variant in LANGUAGE_MODELS:
-        with whole_file(RESULTS / f"pivot_emoji_{variant}.png") as partial:
-            shutil.copyfile(plan.report(variant, plan.seeds[0]).with_suffix(".png"), partial)
+    for painter in PAINTERS:
+        with whole_file(RESULTS / f"pivot_emoji_{painter}.png") as partial:
+            shutil.copyfile(plan.report(painter, plan.seeds[0]).with_suffix(".png"), partial)
     write("pivot_emoji", result)
 
 

@@ -78,9 +78,8 @@ class BridgeSettings:
 
     `mlp`: for each state by itself, `depth` linear layers with GELU between them. `mean`: the same of the mean of all
     states, to `states` new ones; the mean's direction is what a contrastive loss aligns, and it needs no attention to
-    be found. In training it gets `noise` of this deviation, where its own is 1, so that what is near reads alike.
-    `linear`: one layer without bias, as VisCPM's for pictures to be painted. `resampler`: `states` learned queries read
-    all states, with their positions, through `depth` blocks of ours; `qformer`: the same by transformers'
+    be found. `linear`: one layer without bias, as VisCPM's for pictures to be painted. `resampler`: `states` learned
+    queries read all states, with their positions, through `depth` blocks of ours; `qformer`: the same by transformers'
     Blip2QFormerModel, without positions, as published. `width` of the layers within, None for the reading model's.
     """
 
@@ -90,7 +89,6 @@ class BridgeSettings:
     heads: int = 8
     width: int | None = None
     dropout: float = 0.0
-    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
@@ -102,9 +100,6 @@ class BridgeSettings:
             raise ValueError(f"bridge.width is {self.width}; give 1 or more, or null for that of the reading model")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"bridge.dropout is {self.dropout}; it is a share, from 0 to below 1")
-
-        if self.noise < 0 or (self.noise and self.kind != "mean"):
-            raise ValueError(f"bridge.noise is {self.noise}; give 0 or more, and 0 to any kind but mean")
 
     def count(self, length: int) -> int:
         """How many states N a bridge makes of `length` L."""
@@ -195,7 +190,7 @@ class MeanBridge(Bridge):
     def __init__(self, settings: BridgeSettings, source: Source, width: int, norm: float) -> None:
         inner = settings.width or width
         super().__init__(source, inner, width, norm)
-        self.count, self.noise = settings.states, settings.noise
+        self.count = settings.states
         sizes = [source.width, *[inner] * (settings.depth - 1), self.count * inner]
         self.layers = _perceptron(sizes, settings.dropout)
         self.names = nn.Parameter(torch.randn(self.count, inner))  # (N, C)
@@ -209,8 +204,6 @@ class MeanBridge(Bridge):
     def read(self, states: Tensor, mask: Tensor | None) -> Tensor:
         weight = torch.ones_like(states[..., :1]) if mask is None else mask.unsqueeze(-1).to(states.dtype)  # (I, L, 1)
         mean = functional.layer_norm((states * weight).sum(1), states.shape[-1:])  # (I, W), of deviation 1
-        if self.training and self.noise:
-            mean = mean + self.noise * torch.randn_like(mean)
         return self.layers(mean).unflatten(1, (self.count, -1)) + self.names  # (I, N, C)
 
 

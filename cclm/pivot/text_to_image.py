@@ -145,6 +145,25 @@ class TextToImage(nn.Module):
         each = F.mse_loss(told.float(), noised.target.float(), reduction="none").mean((1, 2, 3))  # (B,)
         return (noised.weight * each).mean()
 
+    def unsteadiness(
+        self, text: TextInput, before: Bridge, noise: float, draws: int, generator: torch.Generator
+    ) -> Tensor:
+        """How far what the bridge says of texts (B, L), moved a little, is from what another said of them as they are:
+        the mean square, in shares of the latter's own.
+
+        All states of a text are moved the same way, as they are in another language: by `noise` times the deviation of
+        their mean's values, in `draws` random directions.
+        """
+        mask = text.attention_mask.bool()
+        states = self.text_encoder(text.input_ids, mask)  # (B, L, W)
+        with torch.no_grad():
+            said, seen = before(states, mask), before.seen(mask).unsqueeze(-1)  # (B, N, D), (B, N, 1)
+            mean = (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)  # (B, W)
+            ways = torch.randn(draws, *mean.shape, generator=generator, device=generator.device).to(mean)
+            moved = states + (noise * mean.std(1, keepdim=True) * ways).unsqueeze(2)  # (draws, B, L, W)
+        found = self.bridge(moved.flatten(0, 1), mask.repeat(draws, 1)).unflatten(0, (draws, -1))  # (draws, B, N, D)
+        return ((found - said) * seen).square().mean() / (said * seen).square().mean()
+
     def _with_some_hidden(self, text: TextInput, generator: torch.Generator) -> TextInput:
         """A share of the captions, each by itself, gives way to the empty one."""
         chance = torch.rand(len(text), generator=generator, device=generator.device).to(text.input_ids.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from cclm.training.image_to_text import notes
 from cclm.training.optim import OptimizerSettings, freeze
 from cclm.types import PairBatch
 
-LOSS = "denoising"
+LOSS, STEADINESS = "denoising", "steadiness"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,23 @@ class PaintSettings:
         return ImageSettings(self.image_size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (1.0, 1.0), 0.0)
 
 
+@dataclass(frozen=True)
+class Steadiness:
+    """Of a model that paints already: its bridge learns to say the same of captions whose states are moved, by `noise`
+    times their own deviation in `draws` directions, as it said of them when this training began. Names in another
+    language lie about 1 away, and a bridge that has seen English alone takes them for something else.
+    """
+
+    noise: float = 1.0
+    draws: int = 8
+
+    def __post_init__(self) -> None:
+        if self.noise <= 0:
+            raise ValueError(f"model.steadiness.noise is {self.noise}; give more than 0, or set steadiness to null")
+        if self.draws < 1:
+            raise ValueError(f"model.steadiness.draws is {self.draws}; give 1 or more")
+
+
 class TextToImageSystem(System):
     """Trains, of a TextToImage, what `preset` says (cclm/pivot/presets.py); the average over steps is exported."""
 
@@ -54,13 +72,18 @@ class TextToImageSystem(System):
         preset: str = "paint_full",
         average: float = 0.999,
         channels_last: bool = False,
+        steadiness: Steadiness | None = None,
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 (frozen)
+        weights: dict[str, float] | None = None,
         seed: int = 0,
     ) -> None:
         """`streams`: names of those in data.streams. `average`: decay of the weights' average, 0 for the last step's.
-        `channels_last`: how the denoiser's weights lie in memory: faster for U-Nets on a CPU in float32.
+        `channels_last`: how the denoiser's weights lie in memory: faster for U-Nets on a CPU in float32. `weights`:
+        "stream/denoising" or "stream/steadiness" -> factor of that loss, else 1; one of factor 0 is not computed.
         """
-        super().__init__({stream: [LOSS] for stream in streams}, optimizer, seed=seed)
+        self.steadiness = steadiness
+        losses = [LOSS, *([STEADINESS] if steadiness else [])]
+        super().__init__({stream: losses for stream in streams}, optimizer, weights, seed=seed)
         torch.manual_seed(seed)
         self.network, self.preset = network, preset
         self.processor = network.text_encoder.processor(processor.image, processor.max_tokens)
@@ -69,6 +92,13 @@ class TextToImageSystem(System):
             self.model.denoiser.to(memory_format=torch.channels_last)
         apply_preset(preset, self.model)
         freeze(self.model, optimizer.frozen)
+        if steadiness:
+            if not network.pretrained:
+                raise ValueError(
+                    "model.steadiness holds a bridge to what it says when training begins; name in "
+                    "model.network.pretrained the folder of a model that paints"
+                )
+            self.before = deepcopy(self.model.bridge).requires_grad_(False)
         self.average = Average(self.model, average)
         self._before = self.model.notes
 
@@ -84,7 +114,13 @@ class TextToImageSystem(System):
         self.model.notes = self._before.then(notes(self.preset, streams))
 
     def stream_losses(self, stream: str, batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        return {LOSS: self.model(batch, generator)}
+        losses = {}
+        if self.weights.get(f"{stream}/{LOSS}", 1.0) or not self.steadiness:
+            losses[LOSS] = self.model(batch, generator)
+        if chosen := self.steadiness:
+            before = self.before.eval()
+            losses[STEADINESS] = self.model.unsteadiness(batch.target, before, chosen.noise, chosen.draws, generator)
+        return losses
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's, once for every update; at the end of a batch it would be too late for a checkpoint of then."""

@@ -94,8 +94,6 @@ def test_patches_that_are_no_square_are_refused() -> None:
         ({"states": 0}, "bridge.states is 0; give 1 or more"),
         ({"width": 0}, "bridge.width is 0; give 1 or more, or null"),
         ({"dropout": 1.0}, "bridge.dropout is 1.0; it is a share"),
-        ({"kind": "mean", "noise": -1.0}, "bridge.noise is -1.0; give 0 or more"),
-        ({"kind": "mlp", "noise": 0.5}, "bridge.noise is 0.5; give 0 or more, and 0 to any kind but mean"),
     ],
 )
 def test_settings_that_make_no_bridge_are_refused(settings: dict[str, object], message: str) -> None:
@@ -103,12 +101,10 @@ def test_settings_that_make_no_bridge_are_refused(settings: dict[str, object], m
         BridgeSettings(**settings)
 
 
-def test_the_mean_is_read_for_its_direction_and_noise_is_for_training() -> None:
-    built, states = bridge("mean", noise=0.5), torch.randn(2, 6, 12)
+def test_the_mean_is_read_for_its_direction() -> None:
+    built, states = bridge("mean"), torch.randn(2, 6, 12)
     assert torch.allclose(built(states), built(7 * states), atol=1e-4)
     assert not torch.allclose(built(states), built(-states), atol=1e-2)
-    built.train()
-    assert not torch.allclose(built(states), built(states), atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", QUERIES)

@@ -228,6 +228,21 @@ def test_stable_diffusions_folder_is_where_training_starts(paint: Paint, sd: Pat
     assert kept["paint_full"] == kept["paint_bridge"] | {f"denoiser.model.{name}" for name in unet}
 
 
+@pytest.mark.parametrize("kind", ["mean", "mlp", "resampler"])
+def test_unsteadiness_is_how_far_a_moved_text_is_taken_for_another(paint: Paint, kind: str) -> None:
+    model = paint(bridge=BridgeSettings(kind, states=2, depth=2, heads=2))
+    text, draw = batch(model, TEXTS).target, torch.Generator().manual_seed(0)
+    near, half, far = (model.unsteadiness(text, model.bridge, noise, 64, draw).item() for noise in (1e-3, 0.5, 1.0))
+    assert near < 1e-3 < half < far
+    other = paint(bridge=BridgeSettings(kind, states=2, depth=2, heads=2)).bridge
+    torch.nn.init.normal_(other.output_norm.bias, std=100.0)
+    against = model.unsteadiness(text, other, 1e-3, 1, draw)  # next to it, what this one says is nothing
+    assert against.item() == pytest.approx(1.0, abs=0.1)
+    against.backward()
+    assert all(parameter.grad is None for parameter in other.parameters())
+    assert any(parameter.grad is not None for parameter in model.bridge.parameters())
+
+
 def test_noise_that_nobody_tells_is_not_guessed(paint: Paint, sd: Path, tmp_path: Path) -> None:
     shutil.copytree(sd, tmp_path / "sd")
     shutil.rmtree(tmp_path / "sd" / "scheduler")

@@ -157,6 +157,44 @@ def test_two_steps_move_what_the_preset_names_and_nothing_else(
     assert 0 < first < 10
 
 
+def test_steadiness_holds_a_bridge_to_what_it_said(fit: Run, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        fit(model__steadiness={})
+    assert "model.steadiness holds a bridge to what it says when training begins; name" in capsys.readouterr().err
+    mean = {"model__network__bridge": {"kind": "mean", "states": 2, "width": 64}}
+    folder = fit(**mean)
+    shutil.copytree(folder / "model", folder / "first")
+    both = mean | {"model__steadiness": {}, "model__network__pretrained": str(folder / "first")}
+    fit(**both)
+    named = {"train/photos/denoising", "train/photos/steadiness"}
+    assert all(named <= set(step["losses"]) for step in steps(folder)[-2:])
+    alone = {"model__preset": "paint_bridge", "model__weights": {"photos/denoising": 0.0}}
+    fit(**both, **alone, trainer__max_steps=30, model__optimizer__lr=2e-3)
+    assert not any("train/photos/denoising" in step["losses"] for step in steps(folder)[-30:])
+    lost = [float.fromhex(step["losses"]["train/photos/steadiness"]) for step in steps(folder)[-30:]]
+    assert 0 < sum(lost[-5:]) < 0.7 * sum(lost[:5])
+    moving, _ = moved(folder)
+    assert moving and all(name.startswith("bridge.") for name in moving)
+    first, model = TextToImage.from_pretrained(folder / "first"), TextToImage.from_pretrained(folder / "model")
+    said, now = (each.states(["a red ball", "ein hund"]).states for each in (first, model))
+    assert (now - said).square().mean() < 0.5 * (said[0] - said[1]).square().mean()  # texts stay apart
+
+
+@pytest.mark.parametrize(
+    ("steadiness", "told"),
+    [
+        ({"noise": 0}, "model.steadiness.noise is 0.0; give more than 0, or set steadiness to null"),
+        ({"draws": 0}, "model.steadiness.draws is 0; give 1 or more"),
+    ],
+)
+def test_a_steadiness_out_of_range_is_one_line(
+    fit: Run, capsys: pytest.CaptureFixture, steadiness: dict[str, float], told: str
+) -> None:
+    with pytest.raises(SystemExit):
+        fit(model__steadiness=steadiness)
+    assert told in capsys.readouterr().err
+
+
 def _idle(name: str) -> bool:
     """Biases of keys move no attention; what diffusers holds for positions and unused heads has no gradient."""
     return name.endswith(("to_k.bias", "key.bias")) or "pos_embed" in name or "caption_projection.y_embedding" in name
