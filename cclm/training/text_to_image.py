@@ -43,9 +43,10 @@ class PaintSettings:
 
 @dataclass(frozen=True)
 class Steadiness:
-    """Of a model that paints already: its bridge learns to say the same of captions whose states are moved, by `noise`
-    times their own deviation in `draws` directions, as it said of them when this training began. Names in another
-    language lie about 1 away, and a bridge that has seen English alone takes them for something else.
+    """Of a model that paints already, and does not learn to any more: its bridge learns to say the same of captions
+    whose states are moved, by `noise` times their own deviation in `draws` directions, as it said of them when this
+    training began. Names in another language lie about 1 away, and a bridge that has seen English alone takes them for
+    something else.
     """
 
     noise: float = 1.0
@@ -71,25 +72,20 @@ class TextToImageSystem(System):
         streams: list[str],
         preset: str = "paint_full",
         average: float = 0.999,
-        channels_last: bool = False,
         steadiness: Steadiness | None = None,
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 (frozen)
-        weights: dict[str, float] | None = None,
         seed: int = 0,
     ) -> None:
         """`streams`: names of those in data.streams. `average`: decay of the weights' average, 0 for the last step's.
-        `channels_last`: how the denoiser's weights lie in memory: faster for U-Nets on a CPU in float32. `weights`:
-        "stream/denoising" or "stream/steadiness" -> factor of that loss, else 1; one of factor 0 is not computed.
+        `steadiness`: what the bridge learns in place of painting.
         """
         self.steadiness = steadiness
-        losses = [LOSS, *([STEADINESS] if steadiness else [])]
-        super().__init__({stream: losses for stream in streams}, optimizer, weights, seed=seed)
+        super().__init__({stream: [STEADINESS if steadiness else LOSS] for stream in streams}, optimizer, seed=seed)
         torch.manual_seed(seed)
         self.network, self.preset = network, preset
         self.processor = network.text_encoder.processor(processor.image, processor.max_tokens)
         self.model, self.new_names = network.build(self.processor)
-        if channels_last:
-            self.model.denoiser.to(memory_format=torch.channels_last)
+        self.model.denoiser.to(memory_format=torch.channels_last)  # in which U-Nets are faster, on a CPU above all
         apply_preset(preset, self.model)
         freeze(self.model, optimizer.frozen)
         if steadiness:
@@ -114,13 +110,11 @@ class TextToImageSystem(System):
         self.model.notes = self._before.then(notes(self.preset, streams))
 
     def stream_losses(self, stream: str, batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        losses = {}
-        if self.weights.get(f"{stream}/{LOSS}", 1.0) or not self.steadiness:
-            losses[LOSS] = self.model(batch, generator)
         if chosen := self.steadiness:
             before = self.before.eval()
-            losses[STEADINESS] = self.model.unsteadiness(batch.target, before, chosen.noise, chosen.draws, generator)
-        return losses
+            lost = self.model.unsteadiness(batch.target, before, chosen.noise, chosen.draws, generator)
+            return {STEADINESS: lost}
+        return {LOSS: self.model(batch, generator)}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's, once for every update; at the end of a batch it would be too late for a checkpoint of then."""

@@ -165,11 +165,7 @@ def test_steadiness_holds_a_bridge_to_what_it_said(fit: Run, capsys: pytest.Capt
     folder = fit(**mean)
     shutil.copytree(folder / "model", folder / "first")
     both = mean | {"model__steadiness": {}, "model__network__pretrained": str(folder / "first")}
-    fit(**both)
-    named = {"train/photos/denoising", "train/photos/steadiness"}
-    assert all(named <= set(step["losses"]) for step in steps(folder)[-2:])
-    alone = {"model__preset": "paint_bridge", "model__weights": {"photos/denoising": 0.0}}
-    fit(**both, **alone, trainer__max_steps=30, model__optimizer__lr=2e-3)
+    fit(**both, trainer__max_steps=30, model__optimizer__lr=2e-3)
     assert not any("train/photos/denoising" in step["losses"] for step in steps(folder)[-30:])
     lost = [float.fromhex(step["losses"]["train/photos/steadiness"]) for step in steps(folder)[-30:]]
     assert 0 < sum(lost[-5:]) < 0.7 * sum(lost[:5])
