@@ -155,7 +155,7 @@ def planned() -> tuple[Plan, bool]:
     )
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--prompts", type=int, default=300, help="in galleries of 100")
-    parser.add_argument("--steps", type=int, default=4, help="of sampling: more make pictures rougher")
+    parser.add_argument("--steps", type=int, default=1, help="of sampling: more make pictures rougher")
     parser.add_argument("--judge", default="emoji", choices=JUDGES, help="emoji is trained in minutes")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, nothing written")
     given, others = parser.parse_known_args()

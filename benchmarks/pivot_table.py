@@ -128,7 +128,8 @@ def emoji(result: Mapping[str, Any], where: str) -> list[str]:
     ]
     lines += ["share one language model; the control's has only learned to repeat English names, in fewer steps."]
     if sampling := result.get("sampling"):
-        lines += [f"Painted in {sampling['steps']} steps, a number chosen on these prompts with the first seed."]
+        told = f"Steps of sampling: {sampling['steps']}, chosen between 1 and 4 on these prompts with the first seed."
+        lines += [told]
     lines += [where] if where else []
     head = ["language model", *EMOJI, "worst of others / en", "kept", "real pictures", "aim"]
     rows = []
