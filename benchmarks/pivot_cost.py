@@ -35,7 +35,7 @@ from cclm.pivot.bridges import BridgeSettings
 from cclm.pivot.image_encoder import ImageEncoderSettings, states_of
 from cclm.pivot.image_to_text import ImageToText, ImageToTextSettings
 from cclm.pivot.language_model import LanguageModelSettings
-from cclm.pivot.presets import apply_preset
+from cclm.pivot.presets import CHAT, apply_preset
 from cclm.types import VISUAL, PromptInput, StatesInput, VisualPromptBatch
 
 SIDES = ("plain", "frozen", "ours")
@@ -133,7 +133,7 @@ class Side:
         self.name, self.device = name, device
         self.model = built(size).to(device)
         if name != "plain":
-            apply_preset("chat_s1", self.model)
+            apply_preset("chat_s1", CHAT, self.model)
         self.prompts = [prompts(size, number).to(device) for number in range(BATCHES)]
         self.seen = [
             torch.from_numpy(np.load(folder / f"{number}.npy")) if name == "ours" else pixels(size, number)
@@ -239,7 +239,7 @@ def ratio(ours: dict[str, Any], other: dict[str, Any], key: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--device", choices=SIZES, default="cpu")
     parser.add_argument("--smoke", action="store_true")
     for name in ("--side", "--size", "--folder"):

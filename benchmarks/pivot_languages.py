@@ -86,7 +86,7 @@ def measured(name: str, limit: int | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -313,7 +313,9 @@ def chart(result: Mapping[str, Any], path: Path) -> None:
 
 def planned() -> tuple[Plan, str]:
     """What to do, and the name of its result; none of a smoke run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--parts", default="chat,paint", help="chat, paint or both")
     parser.add_argument("--ablation", action="store_true", help="image to text from answers alone, and nothing else")

@@ -126,7 +126,10 @@ def emoji(result: Mapping[str, Any], where: str) -> list[str]:
         "retrieval model of `emoji.yaml`. Painters have met all names, of animals, food and activities, in one style;",
         "real pictures are of another. Kept: the worst language's share of English above mismatched names. All seeds",
     ]
-    lines += ["share one language model; the control's has only learned to repeat English names, in fewer steps."]
+    lines += [
+        "share one language model, which has read these names in each language; the control's has only learned to",
+        "repeat the English ones, in fewer steps.",
+    ]
     if sampling := result.get("sampling"):
         told = f"Steps of sampling: {sampling['steps']}, chosen between 1 and 4 on these prompts with the first seed."
         lines += [told]
@@ -149,10 +152,8 @@ def emoji(result: Mapping[str, Any], where: str) -> list[str]:
 
 def languages(result: Mapping[str, Any], where: str) -> list[str]:
     """What the language models know: translation, and the probe."""
-    lines = [
-        "",
-        "The language models themselves: chrF from / into English of sentences that they never read (scenes: read)",
-    ]
+    read = " (scenes: read)" if any(name.startswith("scenes") for name in result.get("models", {})) else ""
+    lines = ["", f"The language models themselves: chrF from / into English of sentences that they never read{read}"]
     lines += [f"and the probe's R@1, %, in its best layer. {where}".rstrip()]
     rows = []
     for name, own in result.get("models", {}).items():

@@ -126,8 +126,12 @@ def _keep_freed_memory() -> None:
 def _first_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     # How jsonargparse passes on what settings that may be null have refused.
-    refused = re.search(r"the Union subtypes .*? Errors: - (.+?) - Expected", text)
-    return printable(refused[1] if refused else text) or type(error).__name__
+    if refused := re.search(
+        r"Does not .*? the Union subtypes .*? Errors: - (.+?) - Expected .*?(Given value: .*)", text
+    ):
+        told, value = refused.groups()
+        text = f"{text[: refused.start()]}{told}. {value}" if told.startswith("Expected a") else told
+    return printable(text) or type(error).__name__
 
 
 def _run(arguments: list[str]) -> None:
@@ -169,7 +173,7 @@ def _parser(name: str, description: str) -> ArgumentParser:
                 counts.pop()
             return counts
 
-    return OneLine(prog=f"cclm {name}", description=description)
+    return OneLine(prog=f"cclm {name}", description=description, allow_abbrev=False)
 
 
 def _build_options(parser: ArgumentParser) -> None:

@@ -27,7 +27,8 @@ def _told_where_full(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _is_full(error) or shutil.disk_usage(path.parent).free < 2**16:
+        silent = not isinstance(error, OSError) or error.errno is None
+        if _is_full(error) or (silent and shutil.disk_usage(path.parent).free < 2**16):
             raise DiskFullError(f"disk full while writing {path}: free some space or write elsewhere") from error
         raise
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -175,11 +176,14 @@ def test_an_interrupted_swap_keeps_the_former_folder(tmp_path: Path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
-def test_a_failure_that_is_not_the_disk_stays_what_it_is(tmp_path: Path) -> None:
+def test_a_failure_that_is_not_the_disk_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="mine"), whole_file(tmp_path / "file"):
         raise ValueError("mine")
     with pytest.raises(DiskFullError, match="disk full while writing .*file"), whole_file(tmp_path / "file"):
         raise OSError(28, "No space left on device")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))  # as of folders of the system's own
+    with pytest.raises(PermissionError), whole_file(tmp_path / "file"):
+        raise PermissionError(1, "Operation not permitted")
     assert not list(tmp_path.iterdir())
 
 

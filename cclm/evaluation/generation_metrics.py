@@ -86,8 +86,10 @@ def hits(pictures: Tensor, texts: Tensor, k: int) -> Tensor:
     The diagonal tells R-precision: does a generated picture find its own text among N? Each row sums to k.
     """
     scores = similarities(pictures, texts).float()  # rounded, so that equal texts tie
-    above = (scores.unsqueeze(1) > scores.unsqueeze(2)).sum(2)  # (N, N): texts that score higher than this one
-    tied = (scores.unsqueeze(1) == scores.unsqueeze(2)).sum(2)
+    ordered = scores.sort(1).values
+    after = torch.searchsorted(ordered, scores, right=True)
+    above = scores.shape[1] - after  # (N, N): texts that score higher than this one
+    tied = after - torch.searchsorted(ordered, scores)
     return ((k - above).clamp(min=0) / tied.double()).clamp(max=1)
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import safetensors.torch
 from torch import Tensor, nn
 
+from cclm.models.names import model_type
 from cclm.models.weights import read_weights
 from cclm.pivot.fingerprints import agree
 from cclm.pivot.notes import TrainingNotes
@@ -87,6 +88,13 @@ def read_own(folder: Path | str, read: Callable[[Path | str], T]) -> T:
         raise ValueError(f"{folder} is damaged: {reason}; export it again") from None
 
 
+def check_plain(folder: Path) -> None:
+    """Errors: ValueError for a folder of a model of ours, where a library's own is wanted."""
+    kind = model_type(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    if str(kind).startswith("cclm"):
+        raise ValueError(f"{folder} holds a model of type {kind}; name the folder of what it was made with instead")
+
+
 def named_state(model: nn.Module) -> dict[str, Tensor]:
     """Parameters, a shared one once, and the tables and statistics that a state_dict holds."""
     stored = model.state_dict().keys()
@@ -112,9 +120,8 @@ def take(
     made, names, notes = read_config(folder, model_type, told)
     for part, known in fingerprints.items():
         if not agree(made[part], known):
-            raise ValueError(
-                f"{folder} was trained with another {part.replace('_', ' ')} than the one that is given; give that"
-            )
+            what = part.replace("_", " ") + (", or another layer of it," if part == "text_encoder" else "")
+            raise ValueError(f"{folder} was trained with another {what} than the one that is given; give that")
     return _fill(folder, model, names), notes
 
 

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 
+_MOST_BEAMS = 1000  # of which each has states of its own
+
+
 @dataclass(frozen=True)
 class GenerationOptions:
     """`max_tokens`: of an answer. `beams`: 1 is greedy. `sample`: draw tokens, as `temperature`, `top_k` (0: all) and
@@ -33,10 +36,17 @@ class GenerationOptions:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"generation: {name}={getattr(self, name)}; give {bound} or more")
-        if not self.temperature >= 0.01 or not self.repetition_penalty > 0:
+        if not self.temperature >= 0.01:
             raise ValueError(
-                f"generation: temperature={self.temperature}, repetition_penalty={self.repetition_penalty}; give 0.01 "
-                "or more and above 0 (for the likeliest token set sample to false)"
+                f"generation: temperature={self.temperature}; give 0.01 or more (for the likeliest token set sample to "
+                "false)"
+            )
+        if self.beams > _MOST_BEAMS:
+            raise ValueError(f"generation: beams={self.beams}; give {_MOST_BEAMS} or fewer, as 4")
+        if not 0.01 <= self.repetition_penalty <= 100 or not abs(self.length_penalty) <= 100:
+            raise ValueError(
+                f"generation: repetition_penalty={self.repetition_penalty}, length_penalty={self.length_penalty}; give "
+                "0.01 to 100, and -100 to 100"
             )
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"generation: seed={self.seed}; give a number from 0 to 2^64 - 1")

@@ -34,6 +34,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from cclm.errors import first_line
 from cclm.models.names import is_here, quiet
 from cclm.pivot.fingerprints import fingerprint
+from cclm.pivot.folders import check_plain
 from cclm.pivot.generation import GenerationOptions, generation_config
 from cclm.pivot.lora import LoraSettings
 from cclm.types import View
@@ -101,6 +102,7 @@ class LanguageModelSettings:
         name = str(self.pretrained)
         if is_here(name) and not Path(name).is_dir():
             raise ValueError(f"no language model at {name}; train one with `cclm fit`, or check the path")
+        check_plain(Path(name))
         options: dict[str, Any] = {"dtype": getattr(torch, self.dtype), "use_safetensors": True}
         try:
             with quiet():

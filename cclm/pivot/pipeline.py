@@ -115,9 +115,12 @@ def _readme(model: TextToImage, name: str) -> str:
     size += "" if unet else ", use_resolution_binning=False, negative_prompt=None"
     last = 'pictures[0].save("picture.png")'
     if not latent:
+        pixels = f"torch.pixel_shuffle(pictures, {model.space.patch})"
+        if (scale := model.space.shrink) > 1:
+            pixels = f'torch.nn.functional.interpolate({pixels}, scale_factor={scale}, mode="bicubic")'
         last = (
             "from torchvision.utils import save_image  # what is denoised are pixels: there is no autoencoder\n"
-            f'save_image(torch.pixel_shuffle(pictures, {factor}) / 2 + 0.5, "picture.png")'
+            f'save_image({pixels} / 2 + 0.5, "picture.png")'
         )
     form = "" if latent else ', output_type="latent"'
     return f"""# {name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -40,7 +41,7 @@ class Preset:
         return [name for name in known if name in chosen]
 
 
-PRESETS = {
+CHAT = {
     "chat_s1": Preset((("bridge.*",),), "the bridge; language model and image encoder frozen"),
     "chat_s1_image_encoder": Preset(
         (("bridge.*",), ("image_encoder.*",)), "bridge and image encoder; the language model frozen"
@@ -49,6 +50,8 @@ PRESETS = {
         (("bridge.*",), ("language_model.*.lora_*", "language_model.*")),
         "the bridge and the language model's LoRA, or all of it where it has none; the image encoder frozen",
     ),
+}
+PAINT = {
     "paint_bridge": Preset((("bridge.*",),), "the bridge alone; text encoder and denoiser frozen", most=20_000_000),
     "paint_cross_attention": Preset(
         (("bridge.*",), ("denoiser.*.attn2.*",)),
@@ -58,17 +61,17 @@ PRESETS = {
 }
 
 
-def apply_preset(name: str, model: nn.Module) -> list[str]:
-    """Freeze all of `model` but what the preset trains; the names of what does, in the model's order.
+def apply_preset(name: str, presets: Mapping[str, Preset], model: nn.Module) -> list[str]:
+    """Freeze all of `model` but what one of its kind's presets trains; the names of what does, in the model's order.
 
-    Errors: ValueError for no such preset, and for one that is of another kind of model or leaves nothing to train.
+    Errors: ValueError for no such preset, and for one of which the model has nothing.
     """
-    if name not in PRESETS:
-        raise ValueError(f"preset is {name!r}; choose one of {', '.join(PRESETS)}")
+    if name not in presets:
+        raise ValueError(f"preset is {name!r}; choose one of {', '.join(presets)}")
     try:
-        names = PRESETS[name].names(model)
+        names = presets[name].names(model)
     except ValueError as error:
-        raise ValueError(f"preset {name} {error}; choose one of {', '.join(PRESETS)}") from None
+        raise ValueError(f"preset {name} {error}; choose one of {', '.join(presets)}") from None
     for parameter_name, parameter in model.named_parameters():
         trains = parameter_name in names
         if trains and not parameter.is_floating_point():

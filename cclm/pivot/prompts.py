@@ -109,6 +109,11 @@ def tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     return tuple(sorted(match[1] for match in found if match))
 
 
+def tagged(text: str) -> list[str]:
+    """Codes of the languages that a text has tags for, literally."""
+    return _TAG.findall(text)
+
+
 class PromptForm:
     """Makes prompts of one stream's pairs: the target is the answer; a statement's is its label of most weight."""
 

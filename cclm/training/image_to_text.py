@@ -18,7 +18,7 @@ from cclm.pivot.image_to_text import MODEL_TYPE, ImageToTextSettings
 from cclm.pivot.language_model import LayerEncoder
 from cclm.pivot.meeting import meeting
 from cclm.pivot.notes import TrainingNotes
-from cclm.pivot.presets import apply_preset
+from cclm.pivot.presets import CHAT, apply_preset
 from cclm.pivot.processor import PivotProcessorSettings
 from cclm.training.answers import AnswerSet
 from cclm.training.base import System
@@ -83,7 +83,7 @@ class ImageToTextSystem(System):
         torch.manual_seed(seed)
         self.network, self.preset = network, preset
         self.model, self.processor, self.new_names = network.build(processor.image.image_size, processor.build)
-        apply_preset(preset, self.model)
+        apply_preset(preset, CHAT, self.model)
         freeze(self.model, optimizer.frozen)
         self._before = self.model.notes
         self.interaction = LateInteraction()

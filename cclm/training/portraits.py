@@ -18,7 +18,7 @@ from cclm.pivot.folders import held, reference
 from cclm.pivot.image_to_text import ImageToText
 from cclm.pivot.language_model import LanguageModel
 from cclm.pivot.notes import TrainingNotes
-from cclm.pivot.presets import PRESETS
+from cclm.pivot.presets import CHAT, PAINT
 from cclm.pivot.processor import PivotProcessor
 from cclm.pivot.prompts import Template, language_name, tags
 from cclm.pivot.text_encoders import LanguageModelText
@@ -49,7 +49,7 @@ def portrait(system: System, folder: Path) -> Portrait:
         found = _language_model(model, system.processor, folder)
     recipe = {}
     if (preset := getattr(system, "preset", None)) is not None:
-        recipe["preset"] = f"{preset}: {PRESETS[preset].meaning}"
+        recipe["preset"] = f"{preset}: {(CHAT | PAINT)[preset].meaning}"
     if (alignment := getattr(system, "alignment", None)) is not None:
         recipe["aligned layers"] = ", ".join(map(str, alignment.layers))
     return replace(found, recipe=recipe)

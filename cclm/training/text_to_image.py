@@ -14,7 +14,7 @@ from cclm.data.pairs import ImageCaption
 from cclm.data.readers import ImageReader, PixelReader
 from cclm.models.processor import ImageSettings
 from cclm.pivot.averaging import Average
-from cclm.pivot.presets import apply_preset
+from cclm.pivot.presets import PAINT, apply_preset
 from cclm.pivot.text_to_image import MODEL_TYPE, TextToImageSettings
 from cclm.training.base import System
 from cclm.training.datamodule import StreamDataModule
@@ -86,9 +86,11 @@ class TextToImageSystem(System):
         self.processor = network.text_encoder.processor(processor.image, processor.max_tokens)
         self.model, self.new_names = network.build(self.processor)
         self.model.denoiser.to(memory_format=torch.channels_last)  # in which U-Nets are faster, on a CPU above all
-        apply_preset(preset, self.model)
+        apply_preset(preset, PAINT, self.model)
         freeze(self.model, optimizer.frozen)
         if steadiness:
+            if preset != "paint_bridge":
+                raise ValueError(f"model.preset is {preset}, but steadiness is the bridge's; set it to paint_bridge")
             if not network.pretrained:
                 raise ValueError(
                     "model.steadiness holds a bridge to what it says when training begins; name in "

@@ -88,13 +88,13 @@ def run(given: Namespace) -> None:
     system = _system(given.model, given, device) if given.model else None
     tests = tests_of(data.records(), languages, REFERENCES[given.references])
     skipped = dict(data.skipped)
+    for language in languages if system else ():
+        system.captioner.check_language(language)
+    near = _nearest(given, system, data, tests, device) if given.nearest else {}
     if system is None:
         captions = _read(given.predictions)
     else:
-        for language in languages:
-            system.captioner.check_language(language)
         captions = _written(system, data, tests, output.with_suffix(".jsonl"))
-    near = _nearest(given, system, data, tests, device) if given.nearest else {}
     asked = {name: captions[name] for name in languages if name in captions}
     scored = score_all(tests, dict.fromkeys(tests, asked), scoring)
     if lacking := [language for language in languages if language not in scored]:
@@ -114,7 +114,9 @@ def run(given: Namespace) -> None:
 
 
 def _check(given: Namespace) -> None:
-    """Errors: ValueError for options that exclude or need each other."""
+    """Errors: ValueError for options that exclude or need each other, and for --nearest without shards."""
+    from cclm.data.shards import list_shards
+
     if given.references not in REFERENCES:
         raise ValueError(f"--references is {given.references!r}; give {', '.join(REFERENCES)}")
     if (given.model is None) == (given.predictions is None):
@@ -123,6 +125,8 @@ def _check(given: Namespace) -> None:
         raise ValueError("--nearest_by is given without --nearest; give the training shards, too")
     if given.nearest and given.model is None and given.nearest_by is None:
         raise ValueError("--nearest needs something that sees: give --nearest_by, a dual encoder")
+    if given.nearest:
+        list_shards(given.nearest)
 
 
 def _system(name: str, given: Namespace, device: torch.device) -> System:

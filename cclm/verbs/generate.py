@@ -56,6 +56,9 @@ def run(given: Namespace) -> None:
         )
     if given.prompt is not None and not given.prompt.strip():
         raise ValueError("--prompt is empty; say what to ask or to paint, or leave it out to ask as in training")
+    for name in ("language", "language_model"):
+        if given[name] == "":
+            raise ValueError(f"--{name} is empty; leave it out, or give one")
     _KINDS[kind](given)
 
 
@@ -97,6 +100,7 @@ def _asked(
 
     trained = model.processor.template or f"{MARK}\n"
     template = trained if prompt is None else prompt
+    _check_asked(model, template, language)
     if not any(field in template for field in ("{language}", "{code}", "<2")):
         if "<2{code}>" in trained:
             template += "<2{code}>"
@@ -114,6 +118,24 @@ def _asked(
             "for each mark, or a prompt with one mark to ask about each picture by itself"
         )
     return [paths], template
+
+
+def _check_asked(model: ImageToText, template: str, language: str | None) -> None:
+    """Errors: ValueError for a field that nothing fills, and for a tag that is unknown or not asked for."""
+    from cclm.pivot.prompts import tagged, tags
+
+    if "{text}" in template:
+        raise ValueError(
+            f"the prompt {template!r} has a field {{text}}, which nothing fills here; write the text there"
+        )
+    known = tags(model.processor.tokenizer)
+    for code in tagged(template) if known else ():
+        if code not in known:
+            raise ValueError(f"the prompt's tag <2{code}> is of an unknown language; there are {', '.join(known)}")
+        if language not in (None, code):
+            raise ValueError(
+                f"the prompt's tag <2{code}> asks for another language than --language {language}; give one"
+            )
 
 
 def _batches(

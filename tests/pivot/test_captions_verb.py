@@ -213,4 +213,6 @@ def test_what_is_wrong_is_told_in_one_line(
     )
     nearest = ["--nearest", str(shards / "dev")]
     assert "12 pictures are of the test and of --nearest" in told("--model", model, *german, *nearest)
+    assert not Path(output).with_suffix(".jsonl").exists()  # before anything is written
+    assert "nowhere" in told("--model", model, *german, "--nearest", "nowhere")
     assert "give --nearest_by, a dual encoder" in told("--predictions", str(tmp_path / "few.jsonl"), *german, *nearest)

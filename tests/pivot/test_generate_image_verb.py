@@ -127,6 +127,10 @@ def test_what_plain_diffusers_needs(folder: Path, tmp_path: Path) -> None:
         (["--prompt", "ball", "--output", "x.png", "--image", "y.png"], "holds a model that paints, from texts alone"),
         (["--prompt", "ball", "--output", "x.png", "--steps", "5000"], "steps=5000 do not fit DDIMScheduler ("),
         (["--prompt", "ball", "--output", "x.png", "--beams", "3"], "--beams: "),
+        (
+            ["--prompt", "ball", "--output", "x.png", "--guidance", "much"],
+            "Parser key \"guidance\": Expected a <class 'float'>. Given value: much",
+        ),
         (["--prompt", "<image> ball", "--output", "x.png"], "'<image> ball' has a mark <image>, but this model paints"),
         (["--prompt", "ball", "--output", "model/config.json/x.png"], "cannot be written: "),
         (["--prompt", "ball", "--states", "model/config.json/x.safetensors"], "cannot be written: "),

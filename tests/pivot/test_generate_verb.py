@@ -120,10 +120,20 @@ def test_what_is_missing_or_unknown_is_one_line(
     assert "a prompt of 6 tokens and an answer of up to 500, but the language model holds 96" in failure(
         capsys, *one, "--max_tokens", "500"
     )
+    text = "has a field {text}, which nothing fills here; write the text there"
+    assert text in failure(capsys, *one, "--prompt", "<image>{text}")
+    for code, told in (("xx", "is of an unknown language; there are de, en, fr"), ("de", "asks for another language")):
+        literal = ("--prompt", f"<image><2{code}>", "--language", "fr")
+        assert f"the prompt's tag <2{code}> {told}" in failure(capsys, *one, *literal)
     assert "--prompt is empty; say what to ask" in failure(capsys, *one, "--prompt", " ")
     assert "language 'xx' is unknown to this model" in failure(capsys, *one, "--prompt", "hund", "--language", "xx")
     assert "top_k=5 is for sampling; set sample to true, too" in failure(capsys, *one, "--top_k", "5")
     assert "beams=0; give 1 or more" in failure(capsys, *one, "--beams", "0")
+    assert "beams=100000; give 1000 or fewer" in failure(capsys, *one, "--beams", "100000")
+    assert "give 0.01 to 100, and -100 to 100" in failure(capsys, *one, "--length_penalty", "1e6")
+    assert "give 0.01 to 100, and -100 to 100" in failure(capsys, *one, "--repetition_penalty", "1e-39")
+    assert "--language is empty; leave it out, or give one" in failure(capsys, *one, "--language", "")
+    assert "--imag" in failure(capsys, str(folder), "--imag", str(pictures[0]))
     assert "batch_size is 0; give 1 or more" in failure(capsys, *one, "--batch_size", "0")
     asked = ("--prompt", "ein hund " * 60, "--language", "de")
     assert "tokens and an answer of up to 64, but the language model holds 96" in failure(capsys, *one, *asked)

@@ -19,7 +19,7 @@ from cclm.pivot.image_encoder import ImageEncoderSettings
 from cclm.pivot.image_to_text import Built, ImageToText, Prompt
 from cclm.pivot.language_model import LanguageModelSettings, LoraSettings
 from cclm.pivot.notes import TrainingNotes
-from cclm.pivot.presets import apply_preset
+from cclm.pivot.presets import CHAT, apply_preset
 from cclm.types import VISUAL, ImageInput, PromptInput, StatesInput, VisualPromptBatch
 from tests.pivot.conftest import FAMILIES, TEMPLATE, picture
 
@@ -165,7 +165,7 @@ def test_new_parameters_are_those_that_no_file_filled(build: Build, encoder_weig
 
 def saved(made: Built, folder: Path, preset: str = "chat_s1") -> Path:
     """As a training leaves it: what the preset trains has moved."""
-    names = apply_preset(preset, made.model)
+    names = apply_preset(preset, CHAT, made.model)
     with torch.no_grad():
         for name, parameter in made.model.named_parameters():
             if name in names:
@@ -188,7 +188,7 @@ def test_a_folder_gives_the_model_back_and_holds_only_what_trained(made: Built, 
     folder = saved(made, tmp_path / "model", preset)
     again = ImageToText.from_pretrained(folder)
     assert torch.equal(likelihoods(again), likelihoods(made.model.eval())) and again.notes == made.model.notes
-    names = apply_preset(preset, made.model)
+    names = apply_preset(preset, CHAT, made.model)
     stored = load_file(folder / "model.safetensors")
     extra = {name for name in stored if name not in names}
     assert set(names) <= set(stored)
@@ -222,7 +222,7 @@ def test_a_later_stage_keeps_what_an_earlier_one_trained(build: Build, tmp_path:
     second = build(pretrained=str(first))
     assert torch.equal(likelihoods(second.model), likelihoods(ImageToText.from_pretrained(first)))
     assert second.model.notes == TrainingNotes(("chat_s1_image_encoder",), ("en",)) and not second.new_names
-    apply_preset("chat_s2", second.model)
+    apply_preset("chat_s2", CHAT, second.model)
     (tmp_path / "second").mkdir()
     second.model.save_pretrained(tmp_path / "second")
     second.processor.save_pretrained(tmp_path / "second")

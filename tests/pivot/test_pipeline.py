@@ -38,17 +38,19 @@ Made = Callable[..., TextToImage]
 
 @pytest.fixture
 def made(language_models: Callable[..., Path], tmp_path: Path) -> Made:
-    def build(folder: str | None = None, new: str = "unet", bridge: str = "resampler", **noise: object) -> TextToImage:
+    def build(
+        folder: str | None = None, new: str = "unet", bridge: str = "resampler", shrink: int = 1, **noise: object
+    ) -> TextToImage:
         flows = new == "sana" and not folder
         settings = TextToImageSettings(
             TextEncoderSettings(str(language_models("llama")), layer=1),
             DenoiserSettings(str(FOLDERS[folder](tmp_path / folder))) if folder else NEW[new],
             BridgeSettings(bridge, states=5, depth=1, heads=2),
-            None if folder else SpaceSettings(patch=2),
+            None if folder else SpaceSettings(patch=2, shrink=shrink),
             NoiseSettings({"prediction_type": "flow_prediction"} if flows else noise),
         )
         torch.manual_seed(1)
-        side = 32 if folder == "sana" else 16  # its pipeline takes no smaller ones
+        side = 32 if folder == "sana" else 16 * shrink  # its pipeline takes no smaller ones
         image = ImageSettings(side, (0.5,) * 3, (0.5,) * 3)
         return settings.build(settings.text_encoder.processor(image, 24)).model.eval()
 
@@ -124,8 +126,9 @@ def test_masks_go_along_where_the_pipeline_takes_them(made: Made, tmp_path: Path
 
 
 def test_the_readme_runs_without_us(made: Made, tmp_path: Path) -> None:
-    """Of a pipeline with an autoencoder and one without."""
-    models, programs = {"latents": made(folder="pixart"), "pixels": made()}, ["import os"]
+    """Of a pipeline with an autoencoder and those without."""
+    models = {"latents": made(folder="pixart"), "pixels": made(), "shrunk": made(shrink=2)}
+    programs = ["import os"]
     for name, model in models.items():
         export_pipeline(model, tmp_path / name / "pipeline")
         write_states(model, ["a red ball"], "", tmp_path / name / "states.safetensors")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cclm.pivot.presets import PRESETS, apply_preset
+from cclm.pivot.presets import CHAT, PAINT, apply_preset
 
 
 class Attention(nn.Module):
@@ -37,26 +37,28 @@ def model(lora: bool) -> nn.Module:
 )
 def test_only_what_is_named_trains(preset: str, lora: bool, parts: set[str]) -> None:
     net = model(lora)
-    names = apply_preset(preset, net)
+    names = apply_preset(preset, CHAT, net)
     assert names == [name for name, parameter in net.named_parameters() if parameter.requires_grad]
     assert names == [name for name, _ in net.named_parameters() if any(name.startswith(f"{part}.") for part in parts)]
 
 
 def test_applying_another_preset_takes_the_former_back() -> None:
     net = model(lora=True)
-    full = apply_preset("chat_s2", net)
-    assert len(full) > len(apply_preset("chat_s1", net)) and apply_preset("chat_s2", net) == full
+    full = apply_preset("chat_s2", CHAT, net)
+    assert len(full) > len(apply_preset("chat_s1", CHAT, net)) and apply_preset("chat_s2", CHAT, net) == full
 
 
 def test_presets_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^preset is 'chat_s3'; choose one of chat_s1, [^\n]+$"):
-        apply_preset("chat_s3", model(lora=False))
+        apply_preset("chat_s3", CHAT, model(lora=False))
     other = nn.ModuleDict({"denoiser": nn.Linear(2, 2), "bridge": nn.Linear(2, 2)})
     message = r"^preset chat_s2 trains language_model.\*.lora_\* or language_model.\*, of which this model has nothing"
     with pytest.raises(ValueError, match=message + r" \(its parts: denoiser, bridge\); choose one of [^\n]+$"):
-        apply_preset("chat_s2", other)
+        apply_preset("chat_s2", CHAT, other)
+    with pytest.raises(ValueError, match=r"^preset is 'chat_s1'; choose one of paint_bridge, [^\n]+$"):
+        apply_preset("chat_s1", PAINT, other)
     with pytest.raises(ValueError, match="preset chat_s1 trains bridge.*, of which this model has nothing"):
-        apply_preset("chat_s1", nn.Identity())
+        apply_preset("chat_s1", CHAT, nn.Identity())
 
 
 def test_weights_that_are_quantised_do_not_train() -> None:
@@ -64,9 +66,9 @@ def test_weights_that_are_quantised_do_not_train() -> None:
     quantised = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
     net["language_model"]["attention"].query.weight = quantised
     with pytest.raises(ValueError, match=r"chat_s2 trains language_model.attention.query.weight, which is quantised;"):
-        apply_preset("chat_s2", net)
-    assert apply_preset("chat_s1", net)
+        apply_preset("chat_s2", CHAT, net)
+    assert apply_preset("chat_s1", CHAT, net)
 
 
 def test_every_preset_says_what_it_trains() -> None:
-    assert all(preset.trains and preset.meaning for preset in PRESETS.values())
+    assert all(preset.trains and preset.meaning for preset in (CHAT | PAINT).values())

@@ -159,12 +159,19 @@ def test_two_steps_move_what_the_preset_names_and_nothing_else(
 
 def test_steadiness_holds_a_bridge_to_what_it_said(fit: Run, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
-        fit(model__steadiness={})
+        fit(model__steadiness={}, model__preset="paint_bridge")
     assert "model.steadiness holds a bridge to what it says when training begins; name" in capsys.readouterr().err
     mean = {"model__network__bridge": {"kind": "mean", "states": 2, "width": 64}}
     folder = fit(**mean)
     shutil.copytree(folder / "model", folder / "first")
-    both = mean | {"model__steadiness": {}, "model__network__pretrained": str(folder / "first")}
+    with pytest.raises(SystemExit):
+        fit(**mean, model__steadiness={}, model__preset="paint_full")
+    assert "model.preset is paint_full, but steadiness is the bridge's; set it to" in capsys.readouterr().err
+    both = mean | {
+        "model__steadiness": {},
+        "model__preset": "paint_bridge",
+        "model__network__pretrained": str(folder / "first"),
+    }
     fit(**both, trainer__max_steps=30, model__optimizer__lr=2e-3)
     assert not any("train/photos/denoising" in step["losses"] for step in steps(folder)[-30:])
     lost = [float.fromhex(step["losses"]["train/photos/steadiness"]) for step in steps(folder)[-30:]]
@@ -332,7 +339,7 @@ def test_pictures_are_squeezed_but_neither_cropped_nor_mirrored(fit: Run, data: 
     ("changes", "message"),
     [
         ({"model__preset": "paint"}, "preset is 'paint'; choose one of"),
-        ({"model__preset": "chat_s2"}, "preset chat_s2 trains language_model"),
+        ({"model__preset": "chat_s2"}, "preset is 'chat_s2'; choose one of paint_bridge, "),
         ({"model__average": 1.0}, "average is 1.0; give a share from 0 (none) to below 1"),
         ({"data__streams__photos__prompt": "<image><2{code}>"}, "has a prompt, but pictures are painted from captions"),
         ({"data__loader": {"cache": "somewhere"}}, "data.loader.cache keeps states of an image encoder"),

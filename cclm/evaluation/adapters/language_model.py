@@ -112,7 +112,7 @@ class Prompted:
         """Errors: ValueError where the folder tells none."""
         found = self.options.prompt or self.processor.template
         if found is None:
-            raise ValueError("the model's folder tells no prompt that it was trained with; give --prompt")
+            raise ValueError("the model's folder tells no prompt that it was trained with; give --caption_prompt")
         return found
 
     # -- captions ----------------------------------------------------------------------------------------------------
