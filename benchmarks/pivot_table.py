@@ -132,7 +132,7 @@ def emoji(result: Mapping[str, Any], where: str) -> list[str]:
     ]
     if sampling := result.get("sampling"):
         told = f"Steps of sampling: {sampling['steps']}, chosen between 1 and 4 on these prompts with the first seed."
-        lines += [told]
+        lines += [told, "So near chance, a ratio of half says little by itself: read it beside what is kept."]
     lines += [where] if where else []
     head = ["language model", *EMOJI, "worst of others / en", "kept", "real pictures", "aim"]
     rows = []
@@ -147,7 +147,9 @@ def emoji(result: Mapping[str, Any], where: str) -> list[str]:
         real = mean(own.get("real", {}).get("R-precision@10", {}), factor=1)
         told = [mean(own.get(name, {})) for name in ("ratio", "kept")]
         rows.append([title, *cells, *told, real, {"aligned": "50 %", "control": "chance"}.get(variant, "")])
-    return [*lines, *table(head, rows)]
+    sheets = [f"[{title}](benchmarks/results/pivot_emoji_{variant}.png)" for variant, title in painters.items()]
+    shown = ["", f"Contact sheets of the first seed: {'; '.join(sheets)}."] if sampling else []
+    return [*lines, *table(head, rows), *shown]
 
 
 def languages(result: Mapping[str, Any], where: str) -> list[str]:
