@@ -292,6 +292,12 @@ def test_a_damaged_folder_is_one_line(tmp_path: Path) -> None:
         LanguageModelSettings(str(tmp_path)).build(VOCABULARY, 0, 2, PAD)
 
 
+def test_a_folder_of_a_model_made_with_a_language_model_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "cclm_image_to_text"}')
+    with pytest.raises(ValueError, match="holds a model of type cclm_image_to_text; name the folder of what it was"):
+        LanguageModelSettings(str(tmp_path)).build(VOCABULARY, 0, 2, PAD)
+
+
 def test_quantising_without_the_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(
