@@ -1,6 +1,6 @@
 """What does stage 1 cost, beside fine-tuning the same model plainly with transformers? Memory at its peak, samples/s.
 
-OMP_NUM_THREADS=1 python benchmarks/pivot_cost.py    # minutes on one quiet core; writes results/pivot_cost.json
+OMP_NUM_THREADS=1 python benchmarks/pivot_cost.py    # 16 minutes on one quiet core; writes results/pivot_cost.json
 python benchmarks/pivot_cost.py --device cuda        # larger sizes; writes results/pivot_cost_cuda.json
 python benchmarks/pivot_cost.py --smoke              # one step a side, nothing written
 
