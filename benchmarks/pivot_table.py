@@ -170,23 +170,27 @@ def languages(result: Mapping[str, Any], where: str) -> list[str]:
 
 def cost(result: Mapping[str, Any], where: str) -> list[str]:
     """S1 beside plain fine-tuning."""
-    head = [
-        "stage 1 of",
-        "faster than plain fine-tuning",
-        "than a frozen loop",
-        "memory of plain",
-        "aim",
-        "where and when",
+    sizes = result.get("sizes", {})
+    if not sizes:
+        return []
+    seconds = " and ".join(f"{own['seconds_to_cache_a_picture']:.2f}" for own in sizes.values())
+    lines = [
+        "",
+        "What stage 1 costs (`chat_s1`): samples a second and memory at its peak beside two loops around transformers",
+        "that see each picture in every step, one with every weight trained (plain), one with the same parts frozen as",
+        f"ours. Our states of pictures are computed once and then read; to compute them, {seconds} s a picture, is left",
+        f"out. {where}",
     ]
+    head = ["model", "faster than plain", "than a frozen loop", "memory of plain", "of a frozen loop", "aim"]
     rows = [
         [
             f"`{name}`, {sum(own['millions_of_parameters'].values()):.0f} M parameters",
-            f"{own['faster_than_plain']} x",
-            f"{own['faster_than_frozen']} x",
+            f"{own['faster_than_plain']:.1f} x",
+            f"{own['faster_than_frozen']:.1f} x",
             f"{100 * own['memory_of_plain']:.0f} %",
-            "1.5 x",
-            where,
+            f"{100 * own['memory_of_frozen']:.0f} %",
+            "1.5 x plain",
         ]
-        for name, own in result.get("sizes", {}).items()
+        for name, own in sizes.items()
     ]
-    return table(head, rows) if rows else []
+    return [*lines, *table(head, rows)]
