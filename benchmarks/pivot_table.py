@@ -178,8 +178,8 @@ def cost(result: Mapping[str, Any], where: str) -> list[str]:
         "",
         "What stage 1 costs (`chat_s1`): samples a second and memory at its peak beside two loops around transformers",
         "that see each picture in every step, one with every weight trained (plain), one with the same parts frozen as",
-        f"ours. Our states of pictures are computed once and then read; to compute them, {seconds} s a picture, is left",
-        f"out. {where}",
+        f"ours. Our states of pictures are computed once and then read; to compute them, {seconds} s a picture, is",
+        f"left out. {where}",
     ]
     head = ["model", "faster than plain", "than a frozen loop", "memory of plain", "of a frozen loop", "aim"]
     rows = [
