@@ -310,7 +310,12 @@ class TestChain:
         """The section line by line, but for emoji, whose pictures are not drawn here."""
         monkeypatch.chdir(project)
         fit = [*SMALLER["fit --config"], "--data.loader.cache", "null"]  # which would read all scenes for two steps
-        smaller = {"data tokenizer": ["--vocab_size", "130"], "fit --config": fit}  # Chinese has more characters
+        smaller = {
+            "data tokenizer": ["--vocab_size", "130"],  # Chinese has more characters
+            "fit --config": fit,
+            "evaluate alignment": ["--sentences", "50"],
+            "evaluate captions": ["--generation.max_tokens", "8"],
+        }
         told = {}
         for command in chain(PIVOT):
             if command[0] != "install" and "emoji" not in " ".join(command):
