@@ -146,7 +146,8 @@ def emoji(result: Mapping[str, Any], where: str) -> list[str]:
         cells = [mean(own.get("languages", {}).get(code, {}).get("R-precision@10", {}), factor=1) for code in EMOJI]
         real = mean(own.get("real", {}).get("R-precision@10", {}), factor=1)
         told = [mean(own.get(name, {})) for name in ("ratio", "kept")]
-        rows.append([title, *cells, *told, real, {"aligned": "worst / en ≥ 50 %", "control": "chance"}.get(variant, "")])
+        aim = {"aligned": "worst / en ≥ 50 %", "control": "chance"}.get(variant, "")
+        rows.append([title, *cells, *told, real, aim])
     sheets = [f"[{title}](benchmarks/results/pivot_emoji_{variant}.png)" for variant, title in painters.items()]
     shown = ["", f"Contact sheets of the first seed: {'; '.join(sheets)}."] if sampling else []
     return [*lines, *table(head, rows), *shown]
@@ -157,8 +158,8 @@ def languages(result: Mapping[str, Any], where: str) -> list[str]:
     lines = [
         "",
         "The language models themselves: chrF from / into English, and the probe's R@1, %, in its best layer. Of the",
-        "photographs' sentences none was read before, but for one in Czech; of the scenes' all were, by those that know",
-        f"the language. {where}".rstrip(),
+        "photographs' sentences none was read before, but for one in Czech; of the scenes' all were, by those that",
+        f"know the language. {where}".rstrip(),
     ]
     rows = []
     for name, own in result.get("models", {}).items():
@@ -180,10 +181,10 @@ def cost(result: Mapping[str, Any], where: str) -> list[str]:
     lines = [
         "",
         "What stage 1 costs (`chat_s1`, answers alone): samples a second, and memory of the whole process at its peak,",
-        "beside two loops around transformers that see each picture in every step, one with every weight trained (plain),",
-        "one with the same parts frozen as ours. Left out, on all sides: reading data, and aligning pictures with their",
-        f"captions. Our states of pictures are computed once and then read; to compute them, {seconds} s a picture, is",
-        f"left out too. {where}",
+        "beside two loops around transformers that see each picture in every step, one with every weight trained",
+        "(plain), one with the same parts frozen as ours. Left out, on all sides: reading data, and aligning pictures",
+        f"with their captions. Our states of pictures are computed once and then read; to compute them, {seconds} s",
+        f"a picture, is left out too. {where}",
     ]
     head = ["model", "faster than plain", "than a frozen loop", "GiB: ours", "plain", "frozen loop", "aim"]
     rows = [
