@@ -17,7 +17,7 @@ help:
 	@echo "make install      a Python environment in $(VENV) with cclm in it"
 	@echo "make quickstart   train, evaluate and search on emoji in 20 languages (10 minutes on two cores)"
 	@echo "make demo         search quickstart's pictures in a browser (PORT=8000 sets its port)"
-	@echo "make test         lint and tests (at most 10 minutes on two cores)"
+	@echo "make test         lint and tests (22 minutes on two slow cores)"
 	@echo "make lint         ruff alone"
 	@echo "make clean        remove what quickstart made, but for the environment and the packages it fetched"
 
