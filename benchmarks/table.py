@@ -13,6 +13,8 @@ from typing import Any
 
 from pivot_table import pivots
 
+from cclm.storage import whole_file
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
 BEGIN, END = "<!-- figures: begin (made by benchmarks/table.py) -->", "<!-- figures: end -->"
@@ -37,8 +39,12 @@ COMPARED = [  # of which file, width, precision
 
 
 def read(name: str) -> dict[str, Any]:
+    """Errors: SystemExit where a file of results cannot be read."""
     path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise SystemExit(f"{path}: no JSON ({error}); run its benchmark again, or take it from the repository") from None
 
 
 def row(cells: tuple[str, ...]) -> str:
@@ -301,7 +307,8 @@ def main() -> None:
     if check and old != new:
         raise SystemExit(f"{README.name}'s figures are not those of benchmarks/results: run python benchmarks/table.py")
     if not check:
-        README.write_text(new, encoding="utf-8")
+        with whole_file(README) as partial:
+            partial.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

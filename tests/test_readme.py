@@ -367,3 +367,13 @@ class TestChain:
 def test_tables_can_be_checked_from_the_command_line() -> None:
     done = subprocess.run([sys.executable, "benchmarks/table.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_damaged_result_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    table = load(ROOT / "benchmarks" / "table.py", "readme_table")
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    (tmp_path / "pivot_cost.json").write_text('{"sizes": {')
+    with pytest.raises(SystemExit, match="pivot_cost.json: no JSON .*; run its benchmark again"):
+        table.read("pivot_cost")
+    assert table.read("pivot_photos") == {}
