@@ -44,7 +44,7 @@ def read(name: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise SystemExit(f"{path}: no JSON ({error}); run its benchmark again, or take it from the repository") from None
+        raise SystemExit(f"{path}: no JSON ({error}); run its benchmark again, or restore the file") from None
 
 
 def row(cells: tuple[str, ...]) -> str:
